@@ -1,0 +1,1 @@
+"""The control plane of Ireko: the reconcile, the registry, the command line."""
