@@ -1,0 +1,65 @@
+# Two commands for a new user: `make demo` and `make test`. Both set up .venv by themselves and may be repeated.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help setup demo test check unit integration format lock generate clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## Create .venv and install everything that is pinned in requirements.lock.
+
+$(READY): requirements.lock pyproject.toml
+	@echo "==> Setting up $(VENV) from requirements.lock (about 6 GB, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ireko needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+demo: $(READY) ## Compress MiniLM for three device classes, register the family in MLflow, write a report.
+	@echo "==> Writing the quickstart's text: the language reference that this Python carries"
+	@$(BIN)/python examples/quickstart_text.py examples/quickstart-text.jsonl
+	@echo "==> ireko run examples/quickstart.yaml"
+	@OMP_NUM_THREADS= $(BIN)/ireko run examples/quickstart.yaml
+	@echo "==> Demo finished. See the family again with: $(BIN)/ireko show quickstart"
+
+test: $(READY) check unit integration ## Run every check and every test.
+	@echo "==> All checks and tests passed."
+
+check: $(READY) ## Lint, formatting, types, import contracts.
+	@echo "==> Checks: ruff, mypy, import contracts"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+unit: $(READY)
+	@echo "==> Unit tests"
+	@$(BIN)/python -m pytest tests/unit -q
+
+integration: $(READY)
+	@echo "==> Integration tests: real MLflow, real Ray, killed runs"
+	@$(BIN)/python -m pytest tests/integration -q
+
+format: $(READY) ## Format and fix what ruff can fix.
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+generate: $(READY) ## Write the files that are generated from the models: the CRD and its reference page.
+	@$(BIN)/ireko crd > crds/ireko.dev_compressionruns.yaml
+	@$(BIN)/python -c 'from ireko_api.reference import markdown; print(markdown(), end="")' > docs/reference/compressionrun.md
+
+lock: ## Resolve pyproject.toml anew into requirements.lock.
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
+		--no-header --upgrade pyproject.toml --output-file requirements.lock
+
+clean: ## Remove .venv, caches and the state of local runs.
+	rm -rf $(VENV) .ireko .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
