@@ -35,7 +35,11 @@ class Record(BaseModel):
     """A frozen record whose JSON keys are camelCase."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid", ser_json_inf_nan="constants"
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="forbid",
+        ser_json_inf_nan="constants",
     )
 
     def to_json(self) -> str:
@@ -81,7 +85,14 @@ class Failure(Record):
     """Why the trainer stopped, in the tag `ireko.failure` and in the file `failure.json` of the storage."""
 
     reason: Literal[
-        "InvalidInput", "NothingFits", "Diverged", "TrackingUnreachable", "StorageFull", "WorkerLost", "Interrupted", "Internal"
+        "InvalidInput",
+        "NothingFits",
+        "Diverged",
+        "TrackingUnreachable",
+        "StorageFull",
+        "WorkerLost",
+        "Interrupted",
+        "Internal",
     ]
     message: str
     """One or two sentences: what happened and what to do."""

@@ -1,0 +1,110 @@
+"""What every object of the contract is made of: a frozen model, bounded scalars, and rules said twice.
+
+A rule that ties several fields together has to hold in two places: in the API server, which only knows CEL,
+and in Python, where a manifest is read on a laptop. `Rule` keeps both beside each other under one sentence, so
+that a user reads the same words from `kubectl apply` and from `ireko run`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Annotated, Any, ClassVar, Self, cast
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+RULE_ERROR = "ireko_rule"
+"""The pydantic error type of a broken `Rule`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One sentence about several fields of an object, in CEL for the API server and in Python for everyone else."""
+
+    message: str
+    """What must hold and how to make it hold, in the words of the manifest."""
+    cel: str
+    """The rule over `self`, the object that carries it."""
+    holds: Callable[[Any], bool]
+    """The same over the parsed object."""
+    field: str
+    """Dotted path below the object of the field to mend."""
+
+
+class SpecModel(BaseModel):
+    """An object of the manifest: camelCase outside, snake_case inside, frozen, closed to unknown fields.
+
+    `null` means "not given", as it does for the API server, which drops nulls before it fills in defaults.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_not_given(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: item for key, item in value.items() if item is not None}
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        broken = [rule for rule in type(self).RULES if not rule.holds(self)]
+        if broken:
+            raise ValidationError.from_exception_data(
+                type(self).__name__, [self._detail(rule) for rule in broken]
+            )
+        return self
+
+    def _detail(self, rule: Rule) -> InitErrorDetails:
+        error = PydanticCustomError(RULE_ERROR, "{sentence}", {"sentence": rule.message})
+        return InitErrorDetails(type=error, loc=tuple(rule.field.split(".")), input=None)
+
+
+def attribute(path: str) -> Callable[[Any], Any]:
+    """A getter for a dotted path of attributes that yields None as soon as one of them is None."""
+    return lambda start: reduce(
+        lambda value, name: None if value is None else cast(Any, operator.attrgetter(name)(value)),
+        path.split("."),
+        start,
+    )
+
+
+def _no_boolean(value: object) -> object:
+    """Python counts True as 1; a manifest that says `true` where a number belongs is mistaken."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "Input should be a valid number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_boolean)]
+"""A JSON number. Strings such as "2e-3" count: YAML 1.1 readers take that spelling for a string."""
+Integer = Annotated[int, Strict(), Field(json_schema_extra={"format": "int32"})]
+Boolean = Annotated[bool, Strict()]
+Text = Annotated[str, StringConstraints(strict=True)]
+
+INT32_MAX = 2**31 - 1
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+NO_OUTER_SPACE = r"^\S(.*\S)?$"

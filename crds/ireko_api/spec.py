@@ -1,0 +1,239 @@
+"""`CompressionRun`: one teacher in, a family of compressed models out, as a manifest says it.
+
+The manifest's objects live in one module per part; this one puts them together and is where everyone imports
+them from. The CRD, the reference page and every error text are generated from these models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from ireko_api.base import DNS_LABEL, INT32_MAX, Integer, Rule, SpecModel, Text, attribute
+from ireko_api.compute import Compute, Registry, Resources
+from ireko_api.data import Data, DataSource
+from ireko_api.pipeline import (
+    Distillation,
+    GradientScaling,
+    Mlfs,
+    Pipeline,
+    Quantization,
+    Recovery,
+    Sampling,
+    SearchSpace,
+    Stages,
+    SupernetStage,
+    TeacherStage,
+)
+from ireko_api.status import CompressionRunStatus
+from ireko_api.targets import (
+    CLASSIFICATION_METRICS,
+    EMBEDDING_METRICS,
+    REGRESSION_METRICS,
+    Constraints,
+    DeviceTarget,
+    Evaluation,
+)
+from ireko_api.teacher import Teacher
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "PLURAL",
+    "VERSION",
+    "CompressionRun",
+    "CompressionRunSpec",
+    "Compute",
+    "Constraints",
+    "Data",
+    "DataSource",
+    "DeviceTarget",
+    "Distillation",
+    "Evaluation",
+    "GradientScaling",
+    "Mlfs",
+    "ObjectMeta",
+    "Pipeline",
+    "Quantization",
+    "Recovery",
+    "Registry",
+    "Resources",
+    "Sampling",
+    "SearchSpace",
+    "Stages",
+    "SupernetStage",
+    "Teacher",
+    "TeacherStage",
+]
+
+GROUP = "ireko.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "CompressionRun"
+PLURAL = "compressionruns"
+
+_label_column = attribute("data.train.label_column")
+_stage_0 = attribute("pipeline.mlfs.stages.teacher.method")
+_distils_from = attribute("pipeline.mlfs.distillation.teacher")
+
+
+def _trains_stage_0_unlabelled(spec: CompressionRunSpec) -> bool:
+    return _label_column(spec) is None and _stage_0(spec) in ("Full", "LowRank")
+
+
+_CEL_TRAINS_STAGE_0_UNLABELLED = "!has(self.data.train.labelColumn) && has(self.pipeline.mlfs) && self.pipeline.mlfs.stages.teacher.method != 'Skip'"
+
+
+def _cel_list(names: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f"'{name}'" for name in names) + "]"
+
+
+class CompressionRunSpec(SpecModel):
+    """What to compress, on which texts, by which methods, for which devices."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            message="feature-extraction without a labelColumn has nothing to fine-tune the teacher towards:"
+            " set pipeline.mlfs.stages.teacher.method to Skip, or name data.train.labelColumn",
+            cel=f"self.teacher.task != 'feature-extraction' || !({_CEL_TRAINS_STAGE_0_UNLABELLED})",
+            holds=lambda spec: (
+                spec.teacher.task != "feature-extraction" or not _trains_stage_0_unlabelled(spec)
+            ),
+            field="pipeline.mlfs.stages.teacher.method",
+        ),
+        Rule(
+            message="text-classification fine-tunes the teacher on labels: name data.train.labelColumn,"
+            " or set pipeline.mlfs.stages.teacher.method to Skip for a teacher that is fine-tuned already",
+            cel=f"self.teacher.task != 'text-classification' || !({_CEL_TRAINS_STAGE_0_UNLABELLED})",
+            holds=lambda spec: (
+                spec.teacher.task != "text-classification" or not _trains_stage_0_unlabelled(spec)
+            ),
+            field="pipeline.mlfs.stages.teacher.method",
+        ),
+        Rule(
+            message="InPlace distillation trains the largest subnet on labels while the others learn from it:"
+            " name data.train.labelColumn, or set pipeline.mlfs.distillation.teacher to Frozen",
+            cel="has(self.data.train.labelColumn) || !has(self.pipeline.mlfs)"
+            " || self.pipeline.mlfs.distillation.teacher != 'InPlace'",
+            holds=lambda spec: _label_column(spec) is not None or _distils_from(spec) != "InPlace",
+            field="pipeline.mlfs.distillation.teacher",
+        ),
+        Rule(
+            message="names of deviceTargets must differ from each other, because they become the aliases of the members",
+            cel="self.deviceTargets.all(a, self.deviceTargets.exists_one(b, a.name == b.name))",
+            holds=lambda spec: (
+                len({target.name for target in spec.device_targets}) == len(spec.device_targets)
+            ),
+            field="deviceTargets",
+        ),
+        Rule(
+            message=f"this metric cannot judge feature-extraction: choose one of {', '.join(EMBEDDING_METRICS)}, or drop it",
+            cel="self.teacher.task != 'feature-extraction' || !has(self.evaluation.metric)"
+            f" || self.evaluation.metric in {_cel_list(EMBEDDING_METRICS)}",
+            holds=lambda spec: (
+                spec.teacher.task != "feature-extraction"
+                or spec.evaluation.metric in (None, *EMBEDDING_METRICS)
+            ),
+            field="evaluation.metric",
+        ),
+        Rule(
+            message="this metric cannot judge text-classification: choose one of"
+            f" {', '.join(CLASSIFICATION_METRICS + REGRESSION_METRICS)}, or drop it",
+            cel="self.teacher.task != 'text-classification' || !has(self.evaluation.metric)"
+            f" || self.evaluation.metric in {_cel_list(CLASSIFICATION_METRICS + REGRESSION_METRICS)}",
+            holds=lambda spec: (
+                spec.teacher.task != "text-classification"
+                or spec.evaluation.metric in (None, *CLASSIFICATION_METRICS, *REGRESSION_METRICS)
+            ),
+            field="evaluation.metric",
+        ),
+    )
+
+    seed: Annotated[Integer, Field(ge=0, le=INT32_MAX)] = 0
+    """Seed of every random choice. The same manifest with the same seed on the same machine gives the same family."""
+    teacher: Teacher
+    """The model that the family is cut from."""
+    data: Data
+    """What the family is trained on and judged by."""
+    pipeline: Pipeline
+    """The methods of this run: at least one of `mlfs` and `quantization`."""
+    device_targets: Annotated[tuple[DeviceTarget, ...], Field(min_length=1, max_length=16)]
+    """The classes of devices that the family is cut for: one member each."""
+    evaluation: Evaluation = Evaluation()
+    """How members are judged."""
+    compute: Compute = Compute()
+    """What the training may use."""
+    registry: Registry = Registry()
+    """Where runs are tracked and models registered."""
+
+    def canonical_json(self) -> str:
+        """The spec with its defaults filled in, sorted camelCase keys, no spaces: equal for equal specs."""
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    def digest(self) -> str:
+        """sha256 of `canonical_json`, in hexadecimal: what a run is found again by."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+_KEPT_BY_THE_API_SERVER = frozenset(
+    {
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "managedFields",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+    }
+)
+
+Words = Annotated[dict[str, Annotated[str, Field(max_length=262144)]], Field(max_length=256)]
+
+
+class ObjectMeta(SpecModel):
+    """The part of Kubernetes' object metadata that a run needs."""
+
+    name: Annotated[Text, Field(min_length=1, max_length=40, pattern=DNS_LABEL)]
+    """Name of the run: lower-case letters, digits and hyphens, at most 40 characters, because the names of its jobs and
+    pods are made from it."""
+    namespace: Annotated[Text, Field(min_length=1, max_length=63, pattern=DNS_LABEL)] = "default"
+    """Namespace of the run."""
+    labels: Words = Field(default_factory=dict)
+    """Labels, as for every Kubernetes object."""
+    annotations: Words = Field(default_factory=dict)
+    """Annotations, as for every Kubernetes object."""
+    uid: Annotated[Text, Field(max_length=128)] | None = None
+    """Set by the API server."""
+    generation: Annotated[int, Field(ge=0)] | None = None
+    """Set by the API server: counts changes of the spec."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_bookkeeping_out(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: item for key, item in value.items() if key not in _KEPT_BY_THE_API_SERVER}
+
+
+class CompressionRun(SpecModel):
+    """One compression: a teacher model in, a family of smaller models out, one for each class of devices."""
+
+    api_version: Literal["ireko.dev/v1alpha1"] = API_VERSION
+    """Version of this schema."""
+    kind: Literal["CompressionRun"] = KIND
+    """Kind of this object."""
+    metadata: ObjectMeta
+    """Name and namespace of the run."""
+    spec: CompressionRunSpec
+    """What to compress, on which texts, by which methods, for which devices. Apart from `seed`'s companions nothing in it
+    may change once the run exists: make a new run instead."""
+    status: CompressionRunStatus | None = None
+    """What became of it. Written by the operator."""
