@@ -1,14 +1,15 @@
 """What every object of the contract is made of: a frozen model, bounded scalars, and rules said twice.
 
 A rule that ties several fields together has to hold in two places: in the API server, which only knows CEL,
-and in Python, where a manifest is read on a laptop. `Rule` keeps both beside each other under one sentence, so
-that a user reads the same words from `kubectl apply` and from `ireko run`.
+and in Python, where a manifest is read on a laptop. `Rule` keeps both beside each other under one sentence,
+so that a user reads the same words from `kubectl apply` and from `ireko run`.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated, Any, ClassVar, Self, cast
@@ -21,6 +22,7 @@ from pydantic import (
     Strict,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -29,10 +31,18 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 RULE_ERROR = "ireko_rule"
 """The pydantic error type of a broken `Rule`."""
 
+RULES_LATER = "rules later"
+"""Validation context in which only the form of a manifest is checked; `broken_rules` then finds the rest."""
+
+
+Loc = tuple[str | int, ...]
+"""A place in a manifest: field names and list positions from the top."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One sentence about several fields of an object, in CEL for the API server and in Python for everyone else."""
+    """One sentence about several fields of an object, in CEL for the API server and in Python for everyone
+    else."""
 
     message: str
     """What must hold and how to make it hold, in the words of the manifest."""
@@ -42,6 +52,12 @@ class Rule:
     """The same over the parsed object."""
     field: str
     """Dotted path below the object of the field to mend."""
+
+    def reads(self, path: Sequence[str]) -> bool:
+        """Whether the rule looks at the field at `path` below its object, or at something above or below
+        it."""
+        mentioned = [match.split(".") for match in re.findall(r"\bself\.([\w.]+)", self.cel)]
+        return any(all(a == b for a, b in zip(path, words, strict=False)) for words in mentioned)
 
 
 class SpecModel(BaseModel):
@@ -69,23 +85,41 @@ class SpecModel(BaseModel):
         return {key: item for key, item in value.items() if item is not None}
 
     @model_validator(mode="after")
-    def _rules_hold(self) -> Self:
-        broken = [rule for rule in type(self).RULES if not rule.holds(self)]
+    def _rules_hold(self, info: ValidationInfo) -> Self:
+        if info.context == RULES_LATER:
+            return self
+        broken = [_detail(rule) for rule in type(self).RULES if not rule.holds(self)]
         if broken:
-            raise ValidationError.from_exception_data(
-                type(self).__name__, [self._detail(rule) for rule in broken]
-            )
+            raise ValidationError.from_exception_data(type(self).__name__, broken)
         return self
 
-    def _detail(self, rule: Rule) -> InitErrorDetails:
-        error = PydanticCustomError(RULE_ERROR, "{sentence}", {"sentence": rule.message})
-        return InitErrorDetails(type=error, loc=tuple(rule.field.split(".")), input=None)
+
+def _detail(rule: Rule) -> InitErrorDetails:
+    error = PydanticCustomError(RULE_ERROR, "{sentence}", {"sentence": rule.message})
+    return InitErrorDetails(type=error, loc=tuple(rule.field.split(".")), input=None)
+
+
+def broken_rules(
+    value: object, *, loc: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], Rule]]:
+    """Every rule that does not hold in `value` or below it, with the place of the object that carries it.
+
+    Validation stops at the lowest object with a broken rule; this goes on, for objects made under
+    `RULES_LATER`.
+    """
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from broken_rules(item, loc=(*loc, index))
+    if isinstance(value, SpecModel):
+        for name, field in type(value).model_fields.items():
+            yield from broken_rules(getattr(value, name), loc=(*loc, field.alias or name))
+        yield from ((loc, rule) for rule in type(value).RULES if not rule.holds(value))
 
 
 def attribute(path: str) -> Callable[[Any], Any]:
     """A getter for a dotted path of attributes that yields None as soon as one of them is None."""
     return lambda start: reduce(
-        lambda value, name: None if value is None else cast(Any, operator.attrgetter(name)(value)),
+        lambda value, name: None if value is None else cast("Any", operator.attrgetter(name)(value)),
         path.split("."),
         start,
     )
@@ -98,13 +132,35 @@ def _no_boolean(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_no_boolean)]
-"""A JSON number. Strings such as "2e-3" count: YAML 1.1 readers take that spelling for a string."""
+NUMBER = BeforeValidator(_no_boolean)
+"""Makes a `float` field a JSON number. Strings such as "2e-3" count: YAML 1.1 readers take that spelling for
+a string. To be written after the bounds, because pydantic leaves bounds that follow it out of the schema.
+"""
+
 Integer = Annotated[int, Strict(), Field(json_schema_extra={"format": "int32"})]
 Boolean = Annotated[bool, Strict()]
 Text = Annotated[str, StringConstraints(strict=True)]
 
 INT32_MAX = 2**31 - 1
 
-DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-NO_OUTER_SPACE = r"^\S(.*\S)?$"
+FORM = "x-ireko-form"
+"""Schema key, kept out of the CRD, for what a pattern means in words."""
+
+
+def text(*, pattern: str, form: str, max_length: int) -> Any:
+    """The constraints of a non-empty string that must match `pattern`, which `form` says in words."""
+    return Field(min_length=1, max_length=max_length, pattern=pattern, json_schema_extra={FORM: form})
+
+
+def name_of(*, max_length: int) -> Any:
+    """The constraints of a DNS-1123 label."""
+    return text(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        form="a name of lower-case letters, digits and hyphens that begins and ends with a letter or digit",
+        max_length=max_length,
+    )
+
+
+def trimmed(*, max_length: int) -> Any:
+    """The constraints of one line of text without spaces around it."""
+    return text(pattern=r"^\S(.*\S)?$", form="one line without spaces around it", max_length=max_length)

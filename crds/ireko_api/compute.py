@@ -6,8 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ireko_api.base import NO_OUTER_SPACE, Integer, SpecModel, Text
+from ireko_api.base import Integer, SpecModel, Text, text, trimmed
 from ireko_api.quantity import Quantity, parse_quantity, to_bytes
+
+_MODEL_NAME = text(
+    pattern=r"^[^\s/:]([^/:]*[^\s/:])?$",
+    form="a name without slashes, colons and spaces around it",
+    max_length=256,
+)
 
 
 class Resources(SpecModel):
@@ -35,27 +41,25 @@ class Compute(SpecModel):
     """What the training may use."""
 
     workers: Annotated[Integer, Field(ge=0, le=1024)] = 1
-    """Data-parallel training workers, each a process of its own. 0 trains in the trainer's own process, which starts
-    fastest and suits a laptop."""
+    """Data-parallel training workers, each a process of its own. 0 trains in the trainer's own process, which
+    starts fastest and suits a laptop."""
     resources_per_worker: Resources = Resources()
     """What each worker may use."""
     threads_per_worker: Annotated[Integer, Field(ge=1, le=1024)] | None = None
     """Threads that one worker computes with. Without it as many as `resourcesPerWorker.cpu`, rounded up."""
     max_worker_failures: Annotated[Integer, Field(ge=0, le=100)] = 1
-    """How often lost workers are replaced within one attempt before the attempt fails. Training goes on from the last
-    checkpoint."""
+    """How often lost workers are replaced within one attempt before the attempt fails. Training goes on from
+    the last checkpoint."""
 
 
 class Registry(SpecModel):
     """Where runs are tracked and models registered: an MLflow server or a local MLflow database."""
 
-    tracking_uri: Annotated[Text, Field(min_length=1, max_length=1024, pattern=NO_OUTER_SPACE)] | None = None
-    """URI of the MLflow tracking server, e.g. `http://mlflow:5000`. Without it the one that the operator is configured
-    with; on a laptop a database in the state directory. Never write a password here."""
-    experiment: Annotated[Text, Field(min_length=1, max_length=256, pattern=NO_OUTER_SPACE)] = "ireko"
+    tracking_uri: Annotated[Text, trimmed(max_length=1024)] | None = None
+    """URI of the MLflow tracking server, e.g. `http://mlflow:5000`. Without it the one that the operator is
+    configured with; on a laptop a database in the state directory. Never write a password here."""
+    experiment: Annotated[Text, trimmed(max_length=256)] = "ireko"
     """Name of the MLflow experiment, made when absent."""
-    model_name: (
-        Annotated[Text, Field(min_length=1, max_length=256, pattern=r"^[^\s/:]([^/:]*[^\s/:])?$")] | None
-    ) = None
-    """Name of the registered model whose versions the members become; no slash, no colon. Without it the name of the
-    run."""
+    model_name: Annotated[Text, _MODEL_NAME] | None = None
+    """Name of the registered model whose versions the members become; no slash, no colon. Without it the name
+    of the run."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ireko_api.base import INT32_MAX, NO_OUTER_SPACE, Integer, Rule, SpecModel, Text
+from ireko_api.base import INT32_MAX, Integer, Rule, SpecModel, Text, trimmed
 
 Format = Literal["auto", "jsonl", "csv", "parquet", "text"]
 ProblemType = Literal["SingleLabel", "Regression"]
@@ -20,7 +20,8 @@ class DataSource(SpecModel):
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            message="format text has one text per line and no columns: drop labelColumn and leave one entry in textColumns,"
+            message="format text has one text per line and no columns: drop labelColumn and leave one entry"
+            " in textColumns,"
             " or choose jsonl, csv or parquet",
             cel="self.format != 'text' || (!has(self.labelColumn) && self.textColumns.size() == 1)",
             holds=lambda source: (
@@ -30,18 +31,19 @@ class DataSource(SpecModel):
         ),
     )
 
-    uri: Annotated[Text, Field(min_length=1, max_length=1024, pattern=NO_OUTER_SPACE)]
-    """Where the table is: a path (relative paths start at the manifest) or a URI of any scheme that fsspec knows,
-    such as `s3://bucket/train.parquet`. A name that ends in `.gz` is decompressed."""
+    uri: Annotated[Text, trimmed(max_length=1024)]
+    """Where the table is: a path (relative paths start at the manifest) or a URI of any scheme that fsspec
+    knows, such as `s3://bucket/train.parquet`. A name that ends in `.gz` is decompressed."""
     format: Format = "auto"
-    """How the table is written. `auto` goes by the file's name: `.jsonl`, `.csv` and `.tsv`, `.parquet`, `.txt`,
-    each with or without `.gz`."""
+    """How the table is written. `auto` goes by the file's name: `.jsonl`, `.csv` and `.tsv`, `.parquet`,
+    `.txt`, each with or without `.gz`."""
     text_columns: Annotated[tuple[Column, ...], Field(min_length=1, max_length=2)] = ("text",)
     """The column with the text, or the two columns of a text pair such as a premise and a hypothesis."""
     label_column: Column | None = None
     """The column with the labels. Without it the table has texts only, which is enough to distil on."""
     max_length: Annotated[Integer, Field(ge=4, le=131072)] = 128
-    """Tokens after which a text is cut. Cost grows with it, so take what the device will see, not what the teacher can."""
+    """Tokens after which a text is cut. Cost grows with it, so take what the device will see, not what the
+    teacher can."""
     limit: Annotated[Integer, Field(ge=1, le=INT32_MAX)] | None = None
     """Use only so many rows, counted from the top. Without it every row is used."""
 
@@ -55,25 +57,29 @@ class Data(SpecModel):
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            message="validation and holdoutPercent are two ways to get the same rows: drop holdoutPercent, or drop validation",
+            message="validation and holdoutPercent are two ways to get the same rows: drop holdoutPercent,"
+            " or drop validation",
             cel="!has(self.validation) || !has(self.holdoutPercent) || self.holdoutPercent == 0",
             holds=lambda data: data.validation is None or data.holdout_percent == 0,
             field="holdoutPercent",
         ),
         Rule(
-            message="without rows to judge by, nothing can be chosen: give validation, or a holdoutPercent of at least 1",
+            message="without rows to judge by, nothing can be chosen: give validation, or a holdoutPercent"
+            " of at least 1",
             cel="has(self.validation) || !has(self.holdoutPercent) || self.holdoutPercent >= 1",
             holds=lambda data: data.validation is not None or data.holdout_percent >= 1,
             field="holdoutPercent",
         ),
         Rule(
-            message="a regression predicts numbers, which have no names: drop labels, or set problemType to SingleLabel",
+            message="a regression predicts numbers, which have no names: drop labels, or set problemType to"
+            " SingleLabel",
             cel="!has(self.labels) || !has(self.problemType) || self.problemType != 'Regression'",
             holds=lambda data: data.labels is None or data.problem_type != "Regression",
             field="labels",
         ),
         Rule(
-            message="label names must differ from each other: their order is the class index, so no name may appear twice",
+            message="label names must differ from each other: their order is the class index, so no name may"
+            " appear twice",
             cel="!has(self.labels) || self.labels.all(a, self.labels.exists_one(b, a == b))",
             holds=lambda data: data.labels is None or len(set(data.labels)) == len(data.labels),
             field="labels",
@@ -87,16 +93,19 @@ class Data(SpecModel):
         ]
         | None
     ) = None
-    """Names of the classes in the order of their indices. Strings in `labelColumn` are looked up here; numbers there are
-    indices already. Without names the teacher's own are used, or the indices."""
+    """Names of the classes in the order of their indices. Strings in `labelColumn` are looked up here;
+    numbers there are indices already. Without names the teacher's own are used, or the indices."""
     problem_type: ProblemType | None = None
-    """What a label means: one class of several (`SingleLabel`) or a number to predict (`Regression`). Without it:
-    `Regression` when the labels are fractions or the teacher has one output, `SingleLabel` otherwise."""
+    """What a label means: one class of several (`SingleLabel`) or a number to predict (`Regression`). Without
+    it: `Regression` when the labels are fractions or the teacher has one output, `SingleLabel` otherwise."""
     train: DataSource
     """The texts to train and distil on."""
     validation: DataSource | None = None
-    """The texts that members are judged by and chosen with; never trained on. Without it `holdoutPercent` of `train` is."""
+    """The texts that members are judged by and chosen with; never trained on. Without it `holdoutPercent` of
+    `train` is."""
     holdout_percent: Annotated[Integer, Field(ge=0, le=50)] = Field(default_factory=_holdout_by_default)
-    """Share of `train`, in percent, that is set aside for judging. Only without `validation`, and then 10 unless given."""
+    """Share of `train`, in percent, that is set aside for judging. Only without `validation`, and then 10
+    unless given."""
     calibration: DataSource | None = None
-    """The texts by which layers and matrices are ranked by importance. Without it the training texts serve."""
+    """The texts by which layers and matrices are ranked by importance. Without it the training texts
+    serve."""

@@ -1,25 +1,27 @@
 """`spec.pipeline`: which methods make the family, and their settings.
 
-Multistage low-rank fine-tuning of super-transformers (MLFS) cuts one teacher into a nested family; quantization
-then stores each member in the bits that its device has room for. Either may be left out, not both.
+Multistage low-rank fine-tuning of super-transformers (MLFS) cuts one teacher into a nested family;
+quantization then stores each member in the bits that its device has room for. Either may be left out, not
+both.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ireko_api.base import Boolean, Integer, Number, Rule, SpecModel
+from ireko_api.base import NUMBER, Boolean, Integer, Rule, SpecModel
 
 MAX_STEPS = 10_000_000
 DEFAULT_TEACHER_STEPS = 1800
 
-Ratio = Annotated[Number, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(gt=0, le=1), NUMBER]
 Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=8)]
-LearningRate = Annotated[Number, Field(gt=0, le=1)]
-WarmupRatio = Annotated[Number, Field(ge=0, le=0.9)]
-WeightDecay = Annotated[Number, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1), NUMBER]
+WarmupRatio = Annotated[float, Field(ge=0, le=0.9), NUMBER]
+WeightDecay = Annotated[float, Field(ge=0, le=1), NUMBER]
 
 
 def _goes_down_from_one(axis: str) -> Rule:
@@ -27,10 +29,11 @@ def _goes_down_from_one(axis: str) -> Rule:
 
     def holds(space: Any) -> bool:
         ratios = getattr(space, axis)
-        return ratios[0] == 1 and all(left > right for left, right in zip(ratios, ratios[1:], strict=False))
+        return ratios[0] == 1 and all(left > right for left, right in itertools.pairwise(ratios))
 
     return Rule(
-        message=f"{axis} must start with 1, the teacher's own size, and each ratio must be smaller than the one before,"
+        message=f"{axis} must start with 1, the teacher's own size, and each ratio must be smaller than the"
+        " one before,"
         " e.g. [1, 0.75, 0.5]",
         cel=f"self.{axis}[0] == 1.0 && self.{axis}.map(r, -r).isSorted()"
         f" && self.{axis}.all(a, self.{axis}.exists_one(b, a == b))",
@@ -45,7 +48,8 @@ class SearchSpace(SpecModel):
     RULES: ClassVar[tuple[Rule, ...]] = tuple(map(_goes_down_from_one, ("hidden", "intermediate", "layers")))
 
     hidden: Ratios = (1.0, 0.75, 0.5)
-    """Widths of the residual stream. Attention heads shrink with it, so a product is rounded to whole heads."""
+    """Widths of the residual stream. Attention heads shrink with it, so a product is rounded to whole
+    heads."""
     intermediate: Ratios = (1.0, 0.5, 0.25, 0.125)
     """Widths of the feed-forward layers."""
     layers: Ratios = (1.0, 0.67, 0.5)
@@ -61,13 +65,15 @@ class TeacherStage(SpecModel):
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            message="method Skip trains nothing, so its steps are 0: drop steps, or choose method Full or LowRank",
+            message="method Skip trains nothing, so its steps are 0: drop steps, or choose method Full or"
+            " LowRank",
             cel="self.method != 'Skip' || !has(self.steps) || self.steps == 0",
             holds=lambda stage: stage.method != "Skip" or stage.steps == 0,
             field="steps",
         ),
         Rule(
-            message="methods Full and LowRank need at least 1 step, e.g. 1800: raise steps, or choose method Skip",
+            message="methods Full and LowRank need at least 1 step, e.g. 1800: raise steps, or choose method"
+            " Skip",
             cel="self.method == 'Skip' || !has(self.steps) || self.steps >= 1",
             holds=lambda stage: stage.method == "Skip" or stage.steps >= 1,
             field="steps",
@@ -75,8 +81,8 @@ class TeacherStage(SpecModel):
     )
 
     method: Literal["Full", "LowRank", "Skip"] = "Full"
-    """`Full` trains all weights, `LowRank` a low-rank pair per matrix (less memory, mostly a little less quality), `Skip`
-    takes the teacher as it is, which is right for a model that was fine-tuned already."""
+    """`Full` trains all weights, `LowRank` a low-rank pair per matrix (less memory, mostly a little less
+    quality), `Skip` takes the teacher as it is, which is right for a model that was fine-tuned already."""
     steps: Annotated[Integer, Field(ge=0, le=MAX_STEPS)] = Field(default_factory=_steps_by_default)
     """Optimizer steps. 1800 unless given, 0 with method `Skip`."""
     learning_rate: LearningRate = 1e-4
@@ -93,13 +99,15 @@ class SupernetStage(SpecModel):
     steps: Annotated[Integer, Field(ge=0, le=MAX_STEPS)] = 600
     """Optimizer steps; 0 leaves the stage out. Each step trains `sampling.subnetsPerStep` subnets."""
     learning_rate: LearningRate = 2e-3
-    """Peak learning rate of AdamW for the low-rank pairs, which bear about ten times that of full training."""
+    """Peak learning rate of AdamW for the low-rank pairs, which bear about ten times that of full
+    training."""
     warmup_ratio: WarmupRatio = 0.06
     """Share of the steps over which the learning rate rises from zero."""
 
 
 class Stages(SpecModel):
-    """The three stages of MLFS, each with a low-rank pair of its own on top of the frozen stages before it."""
+    """The three stages of MLFS, each with a low-rank pair of its own on top of the frozen stages before
+    it."""
 
     teacher: TeacherStage = TeacherStage()
     """Stage 0: fine-tune the teacher."""
@@ -115,22 +123,24 @@ class Sampling(SpecModel):
     subnets_per_step: Annotated[Integer, Field(ge=1, le=16)] = 3
     """Subnets trained in one step. More make a step dearer and the family more even."""
     importance_order: Boolean = True
-    """Sort heads and neurons by importance before training, so that a narrow subnet keeps those that matter most.
-    `false` keeps the teacher's order, which is the baseline to compare with."""
+    """Sort heads and neurons by importance before training, so that a narrow subnet keeps those that matter
+    most. `false` keeps the teacher's order, which is the baseline to compare with."""
 
 
 class Distillation(SpecModel):
     """Where subnets learn from, and how much each loss counts."""
 
     teacher: Literal["Frozen", "InPlace"] = "Frozen"
-    """`Frozen` distils from the result of stage 0, which does not change. `InPlace` distils from the largest subnet
-    while it trains on the labels, as the MLFS paper has it; dearer, and it needs a `labelColumn`."""
-    alpha: Annotated[Number, Field(ge=0, le=1)] = 0.9
-    """Weight of distillation against the labels, which get 1 - alpha. Without labels only distillation counts."""
-    beta: Annotated[Number, Field(ge=0, le=10)] = 0.1
+    """`Frozen` distils from the result of stage 0, which does not change. `InPlace` distils from the largest
+    subnet while it trains on the labels, as the MLFS paper has it; dearer, and it needs a `labelColumn`."""
+    alpha: Annotated[float, Field(ge=0, le=1), NUMBER] = 0.9
+    """Weight of distillation against the labels, which get 1 - alpha. Without labels only distillation
+    counts."""
+    beta: Annotated[float, Field(ge=0, le=10), NUMBER] = 0.1
     """Weight of matching the hidden states of each layer."""
-    temperature: Annotated[Number, Field(ge=0.1, le=20)] = 1.0
-    """Softens the teacher's and the subnets' predictions before they are compared; 1 leaves them as they are."""
+    temperature: Annotated[float, Field(ge=0.1, le=20), NUMBER] = 1.0
+    """Softens the teacher's and the subnets' predictions before they are compared; 1 leaves them as they
+    are."""
     projection: Annotated[Integer, Field(ge=1, le=4096)] = 128
     """Dimension that hidden states are projected to before they are compared."""
 
@@ -138,7 +148,7 @@ class Distillation(SpecModel):
 class GradientScaling(SpecModel):
     """How gradients of small subnets are weighed against those of large ones."""
 
-    gamma: Annotated[Number, Field(ge=0, le=2)] = 0.5
+    gamma: Annotated[float, Field(ge=0, le=2), NUMBER] = 0.5
     """Exponent of (parameters of the largest / parameters of the subnet). 0 weighs all subnets alike."""
 
 
@@ -156,7 +166,7 @@ class Mlfs(SpecModel):
 
     rank: Annotated[Integer, Field(ge=1, le=1024)] = 8
     """Rank of the low-rank pairs. Higher ranks learn more and cost more memory."""
-    lora_alpha: Annotated[Number, Field(gt=0, le=4096)] = 16.0
+    lora_alpha: Annotated[float, Field(gt=0, le=4096), NUMBER] = 16.0
     """Scale of the low-rank update, which is multiplied by loraAlpha / rank."""
     search_space: SearchSpace = SearchSpace()
     """The sizes that subnets may have."""
@@ -173,7 +183,8 @@ class Mlfs(SpecModel):
     recovery: Recovery | None = None
     """A short training of each chosen member alone. Without it members ship as they were cut."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of training. `auto` takes bfloat16 where the hardware computes in it, float32 elsewhere."""
+    """NUMBER format of training. `auto` takes bfloat16 where the hardware computes in it, float32
+    elsewhere."""
     checkpoint_seconds: Annotated[Integer, Field(ge=5, le=86400)] = 60
     """Seconds between checkpoints: the most work that an interruption can cost."""
 
@@ -191,7 +202,8 @@ class Quantization(SpecModel):
         Rule(
             message="averageBits must lie between the smallest and the largest entry of bits",
             cel="!has(self.averageBits)"
-            " || (self.averageBits >= double(self.bits.min()) && self.averageBits <= double(self.bits.max()))",
+            " || (self.averageBits >= double(self.bits.min()) && self.averageBits <="
+            " double(self.bits.max()))",
             holds=lambda quantization: (
                 quantization.average_bits is None
                 or min(quantization.bits) <= quantization.average_bits <= max(quantization.bits)
@@ -201,17 +213,20 @@ class Quantization(SpecModel):
     )
 
     method: Literal["RTN"] = "RTN"
-    """How weights are rounded. `RTN`: to the nearest point of a symmetric grid whose scale is searched per group."""
+    """How weights are rounded. `RTN`: to the nearest point of a symmetric grid whose scale is searched per
+    group."""
     importance: Literal["LIM", "ZD", "Random", "Reverse", "FirstBlock", "Uniform"] = "LIM"
-    """Which blocks get more bits. `LIM` ranks blocks by how much they change their input, `ZD` by the spread of their
-    weights. `Random`, `Reverse` (of LIM), `FirstBlock` and `Uniform` are baselines to compare with."""
+    """Which blocks get more bits. `LIM` ranks blocks by how much they change their input, `ZD` by the
+    spread of their weights. `Random`, `Reverse` (of LIM), `FirstBlock` and `Uniform` are baselines to
+    compare with."""
     bits: Annotated[tuple[Literal[2, 3, 4, 8], ...], Field(min_length=1, max_length=4)] = (2, 3, 4, 8)
     """Bit widths that a block may get, ascending."""
-    average_bits: Annotated[Number, Field(ge=2, le=8)] | None = None
-    """Cap on the mean bits per quantized weight, scales not counted. Without it the size of the device target is the
-    only budget."""
+    average_bits: Annotated[float, Field(ge=2, le=8), NUMBER] | None = None
+    """Cap on the mean bits per quantized weight, scales not counted. Without it the size of the device target
+    is the only budget."""
     group_size: Literal[32, 64, 128, 256] = 64
-    """Consecutive weights of a row that share one scale. Smaller groups are more exact and store more scales."""
+    """Consecutive weights of a row that share one scale. Smaller groups are more exact and store more
+    scales."""
 
 
 class Pipeline(SpecModel):

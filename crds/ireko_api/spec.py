@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ireko_api.base import DNS_LABEL, INT32_MAX, Integer, Rule, SpecModel, Text, attribute
+from ireko_api.base import INT32_MAX, Integer, Rule, SpecModel, Text, attribute, name_of
 from ireko_api.compute import Compute, Registry, Resources
 from ireko_api.data import Data, DataSource
 from ireko_api.pipeline import (
@@ -86,11 +86,21 @@ def _trains_stage_0_unlabelled(spec: CompressionRunSpec) -> bool:
     return _label_column(spec) is None and _stage_0(spec) in ("Full", "LowRank")
 
 
-_CEL_TRAINS_STAGE_0_UNLABELLED = "!has(self.data.train.labelColumn) && has(self.pipeline.mlfs) && self.pipeline.mlfs.stages.teacher.method != 'Skip'"
+_CEL_TRAINS_STAGE_0_UNLABELLED = (
+    "!has(self.data.train.labelColumn) && has(self.pipeline.mlfs)"
+    " && self.pipeline.mlfs.stages.teacher.method != 'Skip'"
+)
 
 
-def _cel_list(names: tuple[str, ...]) -> str:
-    return "[" + ", ".join(f"'{name}'" for name in names) + "]"
+def _metric_suits(task: str, metrics: tuple[str, ...]) -> Rule:
+    """The rule that a run for `task` is judged by one of `metrics`."""
+    return Rule(
+        message=f"{task} cannot be judged by this metric: choose one of {', '.join(metrics)}, or drop metric",
+        cel=f"self.teacher.task != '{task}' || !has(self.evaluation.metric)"
+        f" || self.evaluation.metric in {list(metrics)}",
+        holds=lambda spec: spec.teacher.task != task or spec.evaluation.metric in (None, *metrics),
+        field="evaluation.metric",
+    )
 
 
 class CompressionRunSpec(SpecModel):
@@ -124,38 +134,21 @@ class CompressionRunSpec(SpecModel):
             field="pipeline.mlfs.distillation.teacher",
         ),
         Rule(
-            message="names of deviceTargets must differ from each other, because they become the aliases of the members",
+            message="names of deviceTargets must differ from each other, because they become the aliases of"
+            " the members",
             cel="self.deviceTargets.all(a, self.deviceTargets.exists_one(b, a.name == b.name))",
             holds=lambda spec: (
                 len({target.name for target in spec.device_targets}) == len(spec.device_targets)
             ),
             field="deviceTargets",
         ),
-        Rule(
-            message=f"this metric cannot judge feature-extraction: choose one of {', '.join(EMBEDDING_METRICS)}, or drop it",
-            cel="self.teacher.task != 'feature-extraction' || !has(self.evaluation.metric)"
-            f" || self.evaluation.metric in {_cel_list(EMBEDDING_METRICS)}",
-            holds=lambda spec: (
-                spec.teacher.task != "feature-extraction"
-                or spec.evaluation.metric in (None, *EMBEDDING_METRICS)
-            ),
-            field="evaluation.metric",
-        ),
-        Rule(
-            message="this metric cannot judge text-classification: choose one of"
-            f" {', '.join(CLASSIFICATION_METRICS + REGRESSION_METRICS)}, or drop it",
-            cel="self.teacher.task != 'text-classification' || !has(self.evaluation.metric)"
-            f" || self.evaluation.metric in {_cel_list(CLASSIFICATION_METRICS + REGRESSION_METRICS)}",
-            holds=lambda spec: (
-                spec.teacher.task != "text-classification"
-                or spec.evaluation.metric in (None, *CLASSIFICATION_METRICS, *REGRESSION_METRICS)
-            ),
-            field="evaluation.metric",
-        ),
+        _metric_suits("feature-extraction", EMBEDDING_METRICS),
+        _metric_suits("text-classification", CLASSIFICATION_METRICS + REGRESSION_METRICS),
     )
 
     seed: Annotated[Integer, Field(ge=0, le=INT32_MAX)] = 0
-    """Seed of every random choice. The same manifest with the same seed on the same machine gives the same family."""
+    """Seed of every random choice. The same manifest with the same seed on the same machine gives the same
+    family."""
     teacher: Teacher
     """The model that the family is cut from."""
     data: Data
@@ -201,10 +194,10 @@ Words = Annotated[dict[str, Annotated[str, Field(max_length=262144)]], Field(max
 class ObjectMeta(SpecModel):
     """The part of Kubernetes' object metadata that a run needs."""
 
-    name: Annotated[Text, Field(min_length=1, max_length=40, pattern=DNS_LABEL)]
-    """Name of the run: lower-case letters, digits and hyphens, at most 40 characters, because the names of its jobs and
-    pods are made from it."""
-    namespace: Annotated[Text, Field(min_length=1, max_length=63, pattern=DNS_LABEL)] = "default"
+    name: Annotated[Text, name_of(max_length=40)]
+    """Name of the run: lower-case letters, digits and hyphens, at most 40 characters, because the names of
+    its jobs and pods are made from it."""
+    namespace: Annotated[Text, name_of(max_length=63)] = "default"
     """Namespace of the run."""
     labels: Words = Field(default_factory=dict)
     """Labels, as for every Kubernetes object."""
@@ -226,14 +219,14 @@ class ObjectMeta(SpecModel):
 class CompressionRun(SpecModel):
     """One compression: a teacher model in, a family of smaller models out, one for each class of devices."""
 
-    api_version: Literal["ireko.dev/v1alpha1"] = API_VERSION
+    api_version: Literal["ireko.dev/v1alpha1"]
     """Version of this schema."""
-    kind: Literal["CompressionRun"] = KIND
+    kind: Literal["CompressionRun"]
     """Kind of this object."""
     metadata: ObjectMeta
     """Name and namespace of the run."""
     spec: CompressionRunSpec
-    """What to compress, on which texts, by which methods, for which devices. Apart from `seed`'s companions nothing in it
-    may change once the run exists: make a new run instead."""
+    """What to compress, on which texts, by which methods, for which devices. Nothing in it may
+    change once the run exists: make a new run instead."""
     status: CompressionRunStatus | None = None
     """What became of it. Written by the operator."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from ireko_api.base import INT32_MAX, Integer, Number, SpecModel, Text
+from ireko_api.base import INT32_MAX, NUMBER, Integer, SpecModel, Text
 
 Phase = Literal["Pending", "Running", "Succeeded", "Failed", "Interrupted"]
 Outcome = Literal["Running", "Succeeded", "Failed", "Interrupted"]
@@ -33,7 +33,7 @@ def _to_the_second(moment: datetime) -> datetime:
 Moment = Annotated[datetime, AfterValidator(_to_the_second)]
 """Kubernetes writes times to the second; keeping more would make every comparison of a status fail."""
 Count = Annotated[int, Field(ge=0, le=MAX_BYTES)]
-Metrics = Annotated[dict[str, Annotated[Number, Field(ge=-1e9, le=1e9)]], Field(max_length=32)]
+Metrics = Annotated[dict[str, Annotated[float, Field(ge=-1e9, le=1e9), NUMBER]], Field(max_length=32)]
 Sentence = Annotated[Text, Field(max_length=4096)]
 ShortText = Annotated[Text, Field(max_length=256)]
 Uri = Annotated[Text, Field(max_length=2048)]
@@ -101,7 +101,7 @@ class TeacherStatus(StatusModel):
     """The largest member, which the others are measured against."""
 
     parameters: Count
-    """Number of weights."""
+    """NUMBER of weights."""
     size_bytes: Count
     """Bytes of its weight file."""
     metrics: Metrics = Field(default_factory=dict)
@@ -118,10 +118,10 @@ class MemberStatus(StatusModel):
     version: ShortText
     """Its version of the registered model."""
     parameters: Count
-    """Number of weights."""
+    """NUMBER of weights."""
     size_bytes: Count
     """Bytes of the weight file that ships."""
-    average_bits: Annotated[Number, Field(ge=0, le=64)]
+    average_bits: Annotated[float, Field(ge=0, le=64), NUMBER]
     """Stored bits per weight, scales included."""
     metrics: Metrics = Field(default_factory=dict)
     """What it scores on the validation texts."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ireko_api.base import DNS_LABEL, INT32_MAX, Integer, Number, SpecModel, Text
+from ireko_api.base import INT32_MAX, NUMBER, Integer, SpecModel, Text, name_of
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "agreement", "fidelity", "neighbours"]
 
@@ -18,21 +18,21 @@ EMBEDDING_METRICS = ("fidelity", "neighbours", "pearson", "spearman")
 class Constraints(SpecModel):
     """What a member must keep to fit a class of devices."""
 
-    max_size_mib: Annotated[Number, Field(ge=0.1, le=1_048_576, alias="maxSizeMiB")]
+    max_size_mib: Annotated[float, Field(ge=0.1, le=1_048_576, alias="maxSizeMiB"), NUMBER]
     """Largest size of the weight file that ships, in MiB (1048576 bytes), e.g. 20."""
-    min_quality: Annotated[Number, Field(ge=-1, le=1)] | None = None
-    """Lowest acceptable value of the metric on the validation texts, e.g. 0.85. The run fails when no member that
-    fits the size reaches it."""
-    min_quality_ratio: Annotated[Number, Field(gt=0, le=2)] | None = None
+    min_quality: Annotated[float, Field(ge=-1, le=1), NUMBER] | None = None
+    """Lowest acceptable value of the metric on the validation texts, e.g. 0.85. The run fails when no member
+    that fits the size reaches it."""
+    min_quality_ratio: Annotated[float, Field(gt=0, le=2), NUMBER] | None = None
     """Lowest acceptable ratio of the member's metric to the teacher's, e.g. 0.97."""
 
 
 class DeviceTarget(SpecModel):
     """One class of devices that one member of the family is chosen for."""
 
-    name: Annotated[Text, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
-    """Name of the class, e.g. `gateway`; the alias of the registered model version. Lower-case letters, digits and
-    hyphens."""
+    name: Annotated[Text, name_of(max_length=63)]
+    """Name of the class, e.g. `gateway`; the alias of the registered model version. Lower-case letters,
+    digits and hyphens."""
     runtime: Literal["torch"] = "torch"
     """What loads the model on the device. `torch`: PyTorch with Transformers."""
     constraints: Constraints
@@ -43,8 +43,9 @@ class Evaluation(SpecModel):
     """How members are judged."""
 
     metric: Metric | None = None
-    """The number that members are chosen by. Without it: `accuracy` for classes, `spearman` for numbers, `fidelity` to the
-    teacher where there are no labels. `agreement`, `fidelity` and `neighbours` compare with the teacher and need no labels."""
+    """The number that members are chosen by. Without it: `accuracy` for classes, `spearman` for numbers,
+    `fidelity` to the teacher where there are no labels. `agreement`, `fidelity` and `neighbours` compare with
+    the teacher and need no labels."""
     batch_size: Annotated[Integer, Field(ge=1, le=65536)] = 64
     """Texts per forward pass. It changes speed and memory, not results."""
     limit: Annotated[Integer, Field(ge=1, le=INT32_MAX)] | None = None
