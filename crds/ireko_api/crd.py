@@ -7,12 +7,10 @@ an experiment, and an experiment whose settings change half-way has no result.
 from __future__ import annotations
 
 import json
-from typing import Any, get_args
-
-from pydantic import BaseModel
+from typing import Any
 
 from ireko_api.base import FORM, Rule, SpecModel
-from ireko_api.schema import Schema, schema_of, walk
+from ireko_api.schema import Schema, children, schema_of, walk
 from ireko_api.spec import GROUP, KIND, PLURAL, VERSION, CompressionRun, CompressionRunSpec, ObjectMeta
 from ireko_api.status import CompressionRunStatus
 
@@ -112,17 +110,10 @@ def _with_rules(schema: Schema, *, model: type[SpecModel]) -> Schema:
     """`schema` with the rules of `model` and of every model below it, each at its own object."""
     if model.RULES:
         schema[VALIDATIONS] = [_validation(rule) for rule in model.RULES]
-    for name, field in model.model_fields.items():
-        child = schema["properties"][field.alias or name]
-        for nested in _models_in(field.annotation):
-            _with_rules(child.get("items", child), model=nested)
+    for name, nested, is_list in children(model):
+        child = schema["properties"][name]
+        _with_rules(child["items"] if is_list else child, model=nested)
     return schema
-
-
-def _models_in(annotation: Any) -> list[type[SpecModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation] if issubclass(annotation, SpecModel) else []
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _validation(rule: Rule) -> dict[str, Any]:

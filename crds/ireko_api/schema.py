@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel
+from ireko_api.base import SpecModel
 
 Schema = dict[str, Any]
 
@@ -30,7 +30,7 @@ _NOT_STRUCTURAL = (
 
 
 @cache
-def schema_of(model: type[BaseModel]) -> Schema:
+def schema_of(model: type[SpecModel]) -> Schema:
     """The structural schema of `model`: references inlined, null unions resolved, bounds in OpenAPI 3.0 form.
 
     Nested objects whose fields all have defaults carry `default: {}`, below which the API server fills in the
@@ -107,6 +107,20 @@ def _defaults_as_literals(schema: Schema) -> None:
         del schema["default"]
     elif isinstance(schema.get("default"), dict):
         schema["default"] = {}
+
+
+def children(model: type[SpecModel]) -> Iterator[tuple[str, type[SpecModel], bool]]:
+    """The fields of `model` that are objects or lists of objects: name, model, and whether it is a list."""
+    for name, field in model.model_fields.items():
+        for nested, is_list in _models_in(field.annotation, in_list=False):
+            yield field.alias or name, nested, is_list
+
+
+def _models_in(annotation: Any, *, in_list: bool) -> Iterator[tuple[type[SpecModel], bool]]:
+    if isinstance(annotation, type) and issubclass(annotation, SpecModel):
+        yield annotation, in_list
+    for argument in get_args(annotation):
+        yield from _models_in(argument, in_list=in_list or get_origin(annotation) is tuple)
 
 
 def child_of(schema: Schema, key: str | int) -> Schema | None:
