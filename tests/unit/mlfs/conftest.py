@@ -1,0 +1,108 @@
+"""Tiny random models of every family, and batches for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
+
+from ireko_trainer.mlfs import Batch, Shape, layout_of
+
+VOCABULARY = 60
+
+MakeModel = Callable[..., PreTrainedModel]
+
+
+def make_model(
+    family: str,
+    *,
+    task: bool = True,
+    hidden: int = 48,
+    heads: int = 4,
+    intermediate: int = 96,
+    layers: int = 4,
+    labels: int = 3,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """A model of the family with weights large enough that every one of them shows in the output."""
+    common = {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 40,
+        "num_labels": labels,
+        "pad_token_id": 0,
+        "attn_implementation": "eager",
+    }
+    bert_like = {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+    }
+    torch.manual_seed(seed)
+    model: PreTrainedModel
+    if family == "bert":
+        config = BertConfig(**common, **bert_like)
+        model = BertForSequenceClassification(config) if task else BertModel(config, add_pooling_layer=False)
+    elif family == "roberta":
+        config = RobertaConfig(**common, **bert_like, type_vocab_size=1)
+        model = (
+            RobertaForSequenceClassification(config)
+            if task
+            else RobertaModel(config, add_pooling_layer=False)
+        )
+    else:
+        config = DistilBertConfig(
+            **common, dim=hidden, n_heads=heads, hidden_dim=intermediate, n_layers=layers
+        )
+        model = DistilBertForSequenceClassification(config) if task else DistilBertModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.dim() == 1 else 0.06))
+    return model.eval()
+
+
+def make_batch(*, rows: int = 6, length: int = 9, labels: int | None = 3, seed: int = 0) -> Batch:
+    """Random sentences of mixed length, padded; the class of a sentence is its first word's, so it can be learnt."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+    lengths = torch.randint(2, length + 1, (rows,), generator=generator)
+    lengths[0] = length
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    batch = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    if labels is not None:
+        batch["labels"] = ids[:, 0] % labels
+    return batch
+
+
+def answer(output: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model says: logits, or the real hidden states of a base model."""
+    return output["logits"] if "logits" in output else output["last_hidden_state"]
+
+
+def ask(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """What a plain model says to a batch."""
+    names = layout_of(model).architecture.model_inputs
+    with torch.no_grad():
+        return answer(model(**{name: batch[name] for name in names if name in batch}))
+
+
+SMALL = Shape(hidden=24, heads=2, intermediate=32, layers=(0, 3))
+"""A shape cut on every axis of the default model."""
+
+
+@pytest.fixture(params=["bert", "roberta", "distilbert"])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

@@ -1,0 +1,288 @@
+"""One set of frozen weights, every subnet a view of it, one thin trainable low-rank pair on top.
+
+A subnet in training is not our code: it is the ordinary Hugging Face model of the smaller config, built
+without storage (a *skeleton*), with PEFT's low-rank layers injected, and called by
+`torch.func.functional_call` with views. So there is no elastic layer to keep in step with transformers, a
+subnet costs no memory for weights, and what is extracted is what was trained.
+
+The weights are  W = W_pre + (α/r)·Σ_s B_s A_s  over the stages s (MLFS, arXiv 2404.01353), and only the
+current stage's pair trains. Slicing commutes with that sum: a subnet sees  W[:o, :i] + (α/r)·B[:o] A[:, :i].
+The pairs of finished stages are therefore folded into the frozen weights: the same function for every shape,
+and a step of stage 2 costs what a step of stage 0 does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from ireko_trainer.mlfs.architectures import layout_of
+from ireko_trainer.mlfs.shapes import Shape, check
+from ireko_trainer.mlfs.subnets import materialize, skeleton
+
+Batch = dict[str, Tensor]
+Forward = Callable[[Batch], ModelOutput]
+
+_ADAPTER = "stage"
+SKELETONS_KEPT = 32
+"""Skeletons hold no weights, but each is a few hundred Python objects: the least recently used go first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Slices:
+    """What a shape looks at: its skeleton, and the views that never change while the shape is in use."""
+
+    skeleton: nn.Module
+    frozen: dict[str, Tensor]
+    """Frozen weights and buffers by the skeleton's own names: views, never copies."""
+    pairs: dict[str, tuple[str, int, int]]
+    """Skeleton's linear -> (linear of the full model, outputs kept, inputs kept)."""
+
+
+class Supernet:
+    """Nested subnets over one model's weights.
+
+    The supernet takes the model over: its parameters become the frozen weights and `end_stage` changes them
+    in place. Pass a copy if the model is to stay as it is (the distillation teacher must).
+
+    Args:
+        model: a model of a known family, float32, on any device.
+        rank: r of the low-rank pairs.
+        alpha: α; the pair counts α/r.
+        precision: float32, or bfloat16 for autocast around float32 weights and pairs. Measured on CPUs with
+            native bfloat16: holding the frozen weights in bfloat16 saves nothing per step, so they stay
+            exact.
+
+    Raises:
+        UserError: the family is unknown.
+        ValueError: a parameter has no place in the family's axis table.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        rank: int = 8,
+        alpha: float = 16.0,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.layout = layout_of(model)
+        self.model = model.requires_grad_(requires_grad=False).eval()
+        self.rank = rank
+        self.scale = alpha / rank
+        self.alpha = alpha
+        self.precision = precision
+        self.stage: str | None = None
+        self._frozen = dict(model.named_parameters())
+        self._linears = tuple(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        self._pair: dict[str, nn.Parameter] = {}
+        self._slices: OrderedDict[tuple[Shape, bool], _Slices] = OrderedDict()
+
+    @property
+    def full(self) -> Shape:
+        """The shape of the uncut model."""
+        return self.layout.full
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        device: torch.device = self.model.device
+        return device
+
+    # --- stages ---------------------------------------------------------------------------------------------
+
+    def begin_stage(self, name: str, *, seed: int) -> None:
+        """Lay a fresh pair over every linear: A uniform (Kaiming, as PEFT), B zero, so no output changes by a
+        bit.
+        """
+        if self.stage is not None:
+            raise ValueError(f"stage {self.stage!r} is still open: end it before {name!r} begins")
+        generator = torch.Generator().manual_seed(seed)
+        for linear in self._linears:
+            outputs, inputs = self._frozen[f"{linear}.weight"].shape
+            bound = 1 / math.sqrt(inputs)
+            first = torch.empty(self.rank, inputs).uniform_(-bound, bound, generator=generator)
+            self._pair[f"{linear}.A"] = nn.Parameter(first.to(self.device))
+            self._pair[f"{linear}.B"] = nn.Parameter(torch.zeros(outputs, self.rank, device=self.device))
+        self.stage = name
+
+    def end_stage(self) -> None:
+        """Fold the pair into the frozen weights: W += (α/r)·B A, in float32, in place."""
+        if self.stage is None:
+            raise ValueError("no stage is open")
+        with torch.no_grad():
+            for linear in self._linears:
+                self._frozen[f"{linear}.weight"].add_(self._delta(linear))
+        self.discard_stage()
+
+    def discard_stage(self) -> None:
+        """Take the open stage's pair away as if the stage had never begun."""
+        self._pair = {}
+        self.stage = None
+        self._slices.clear()
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The current stage's A [r, in] and B [out, r], float32, in a fixed order; empty between stages."""
+        return list(self._pair.values())
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """The same parameters as `<linear>.A` and `<linear>.B`."""
+        return dict(self._pair)
+
+    def trainable_size(self, shape: Shape) -> int:
+        """n_j of the gradient scaling: how many of the trainable numbers the subnet of this shape uses."""
+        return sum(
+            self.rank * (outputs + inputs) for _, outputs, inputs in self._kept_linears(shape).values()
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The current pair, copied: `<linear>.A` and `<linear>.B`."""
+        return {name: tensor.detach().clone() for name, tensor in self._pair.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put back a pair of the same stage of the same model."""
+        if state.keys() != self._pair.keys():
+            raise ValueError(
+                f"the state is of another model or rank: {sorted(state.keys() ^ self._pair.keys())[:4]}"
+            )
+        with torch.no_grad():
+            for name, tensor in state.items():
+                self._pair[name].copy_(tensor)
+
+    # --- subnets --------------------------------------------------------------------------------------------
+
+    def forward(
+        self, shape: Shape, batch: Batch, *, hidden_states: bool = False, dropout: bool = False
+    ) -> ModelOutput:
+        """Run one subnet in place.
+
+        Args:
+            shape: which subnet.
+            batch: what a tokenizer gives, [B, S] each; entries the family does not take, and labels, are left
+                out. hidden_states: also return the residual stream after the embeddings and after each kept
+                layer. dropout: run in training mode (stage 0 only: distillation wants the subnet's own
+                function).
+        """
+        slices = self._slices_of(shape)
+        slices.skeleton.train(dropout)
+        inputs = {name: batch[name] for name in self.layout.architecture.model_inputs if name in batch}
+        with self._autocast():
+            return cast(
+                "ModelOutput",
+                functional_call(
+                    slices.skeleton,
+                    slices.frozen | self._pair_views(slices),
+                    kwargs={**inputs, "output_hidden_states": hidden_states, "return_dict": True},
+                ),
+            )
+
+    def forward_fn(self, shape: Shape) -> Forward:
+        """One subnet as a plain function of a batch, for evaluation: no gradients."""
+
+        def run(batch: Batch) -> ModelOutput:
+            with torch.no_grad():
+                return self.forward(shape, batch)
+
+        return run
+
+    def extract(self, shape: Shape) -> PreTrainedModel:
+        """The subnet as a standard model in its own storage, in eval mode: save it with `save_pretrained`.
+
+        The pair of an open stage is folded into the copy; the supernet is unchanged.
+        """
+        check(shape, full=self.full)
+
+        def read(name: str, kept: tuple[slice, ...]) -> Tensor:
+            linear = name.removesuffix(".weight")
+            weight: Tensor = self._frozen[name][kept]
+            if f"{linear}.A" not in self._pair:
+                return weight
+            return weight + self._delta(linear, kept=kept)
+
+        with torch.no_grad():
+            return materialize(model=self.model, layout=self.layout, shape=shape, read=read)
+
+    # --- slices ---------------------------------------------------------------------------------------------
+
+    def _slices_of(self, shape: Shape) -> _Slices:
+        key = (shape, self.stage is not None)
+        if key not in self._slices:
+            self._slices[key] = self._slice(shape)
+            if len(self._slices) > SKELETONS_KEPT:
+                self._slices.popitem(last=False)
+        self._slices.move_to_end(key)
+        return self._slices[key]
+
+    def _slice(self, shape: Shape) -> _Slices:
+        check(shape, full=self.full)
+        hollow = skeleton(self.model, shape)
+        names = {name: self.layout.source_name(name, shape) for name, _ in hollow.named_parameters()}
+        pairs = self._kept_linears(shape) if self.stage is not None else {}
+        # A view made under inference mode could never again take part in a training step.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            frozen = {
+                _injected(name, pairs): self._frozen[source][
+                    self.layout.sliced(self.layout.places[source], shape)
+                ]
+                for name, source in names.items()
+            }
+        if pairs:
+            config = LoraConfig(
+                r=self.rank, lora_alpha=self.alpha, target_modules=list(pairs), lora_dropout=0.0
+            )
+            inject_adapter_in_model(config, hollow, adapter_name=_ADAPTER, low_cpu_mem_usage=True)
+            for module in hollow.modules():
+                if isinstance(module, LoraLayer):
+                    # PEFT would widen the input to the pair's float32, and autocast narrow it again.
+                    module.cast_input_dtype_enabled = self.precision == torch.float32
+        return _Slices(skeleton=hollow, frozen=frozen | dict(self.model.named_buffers()), pairs=pairs)
+
+    def _kept_linears(self, shape: Shape) -> dict[str, tuple[str, int, int]]:
+        """The linears of a subnet, by its own names: (name in the full model, outputs kept, inputs kept)."""
+        kept = {}
+        renumbered = {layer: index for index, layer in enumerate(shape.layers)}
+        for source in self._linears:
+            place = self.layout.places[f"{source}.weight"]
+            name = source
+            if place.layer is not None:
+                if place.layer not in renumbered:
+                    continue
+                inner = source.removeprefix(self.layout.block_name(place.layer, ""))
+                name = self.layout.block_name(renumbered[place.layer], inner)
+            outputs, inputs = (part.stop for part in self.layout.sliced(place, shape))
+            kept[name] = (source, outputs, inputs)
+        return kept
+
+    def _pair_views(self, slices: _Slices) -> dict[str, Tensor]:
+        views = {}
+        for name, (source, outputs, inputs) in slices.pairs.items():
+            views[f"{name}.lora_A.{_ADAPTER}.weight"] = self._pair[f"{source}.A"][:, :inputs]
+            views[f"{name}.lora_B.{_ADAPTER}.weight"] = self._pair[f"{source}.B"][:outputs]
+        return views
+
+    def _delta(self, linear: str, *, kept: tuple[slice, ...] = (slice(None), slice(None))) -> Tensor:
+        """(α/r)·B A of one linear, [out kept, in kept]."""
+        rows, columns = kept
+        return self.scale * (self._pair[f"{linear}.B"][rows] @ self._pair[f"{linear}.A"][:, columns])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            device_type=self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
+        )
+
+
+def _injected(name: str, pairs: dict[str, tuple[str, int, int]]) -> str:
+    """PEFT moves the weights of a linear that gets a pair under `base_layer`."""
+    owner, _, leaf = name.rpartition(".")
+    return f"{owner}.base_layer.{leaf}" if owner in pairs else name
