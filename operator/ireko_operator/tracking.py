@@ -1,0 +1,149 @@
+"""The reading side of MLflow: the operator learns from it how far a trainer is and what it made.
+
+The trainer writes one parent run per identity and specification and tags it; everything here starts from
+those two tags, so that nothing has to be remembered between two invocations. Import this module only where
+MLflow is needed: importing MLflow takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
+
+from ireko_api.handoff import (
+    FAMILY_ARTIFACT,
+    TAG_FAILURE,
+    TAG_PROGRESS,
+    TAG_SPEC_DIGEST,
+    TAG_UID,
+    Failure,
+    Family,
+    Progress,
+)
+from ireko_operator.errors import TrackingError
+from ireko_operator.reconcile.state import TrackedRun
+
+# The client's own patience is 7 retries of 120 s each, during which the user would see nothing.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracking store at `uri`; a new database is created on the first call to it."""
+    for variable, value in _PATIENCE.items():
+        os.environ.setdefault(variable, value)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    with answered(uri):
+        # A database store resolves `models:/m-…` through the process-wide URI, whatever the client was given.
+        mlflow.set_tracking_uri(uri)
+        return MlflowClient(tracking_uri=uri)
+
+
+_TRANSIENT = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+"""The error codes of a store that is away or busy; a connection that cannot be made is an INTERNAL_ERROR."""
+
+
+@contextmanager
+def answered(uri: str) -> Iterator[None]:
+    """Turn MLflow's refusals into a `TrackingError` that names the store and what to do."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in _TRANSIENT:
+            raise TrackingError(
+                f"MLflow at {without_password(uri)} does not answer ({_first_line(error)}). Check "
+                "that it runs and that "
+                f"this is its address, or name another one with --tracking-uri or spec.registry.trackingUri."
+            ) from error
+        raise TrackingError(
+            f"MLflow at {without_password(uri)} refused what was asked ({error.error_code}: "
+            f"{_first_line(error)}).",
+            refused=True,
+        ) from error
+    except ImportError as error:
+        raise TrackingError(
+            f"MLflow at {without_password(uri)} needs the Python package {error.name!r}, which is not "
+            "installed: "
+            f"`pip install 'ireko[trainer]'` brings what local databases need.",
+            refused=True,
+        ) from error
+
+
+def find_run(
+    client: MlflowClient, *, uri: str, experiment: str, uid: str, spec_digest: str
+) -> TrackedRun | None:
+    """The parent run of one run and specification, or None before the trainer has begun."""
+    with answered(uri):
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return None
+        runs = client.search_runs(
+            [found.experiment_id],
+            f"tags.`{TAG_UID}` = '{uid}' AND tags.`{TAG_SPEC_DIGEST}` = '{spec_digest}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+    return _tracked(runs[0]) if runs else None
+
+
+def load_family(client: MlflowClient, run: TrackedRun, *, uri: str) -> Family | None:
+    """What the run handed over, or None while it has not finished."""
+    with answered(uri):
+        if all(entry.path != FAMILY_ARTIFACT for entry in client.list_artifacts(run.run_id)):
+            return None
+        with tempfile.TemporaryDirectory(prefix="ireko-") as directory:
+            text = Path(client.download_artifacts(run.run_id, FAMILY_ARTIFACT, directory)).read_text(
+                encoding="utf-8"
+            )
+    try:
+        return Family.model_validate_json(text)
+    except ValidationError as error:
+        raise TrackingError(
+            f"{FAMILY_ARTIFACT} of the MLflow run {run.run_id} cannot be read by this version of Ireko "
+            f"({error.errors()[0]['msg']}): delete that run in MLflow to make the family anew.",
+            refused=True,
+        ) from error
+
+
+def artifact_location(run: TrackedRun, path: str) -> str:
+    """Where an artifact of the run is: a path if the store is a directory of this machine, else a URI."""
+    parsed = urllib.parse.urlparse(run.artifact_uri)
+    if parsed.scheme in ("", "file"):
+        return str(Path(urllib.request.url2pathname(parsed.path)) / path)
+    return f"{run.artifact_uri}/{path}"
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown."""
+    parsed = urllib.parse.urlparse(uri)
+    if parsed.password is None:
+        return uri
+    host = parsed.netloc.rpartition("@")[2]
+    return parsed._replace(netloc=f"{parsed.username}:***@{host}").geturl()
+
+
+def _tracked(run: Run) -> TrackedRun:
+    progress, failure = run.data.tags.get(TAG_PROGRESS), run.data.tags.get(TAG_FAILURE)
+    return TrackedRun(
+        run_id=run.info.run_id,
+        artifact_uri=run.info.artifact_uri,
+        progress=Progress.model_validate_json(progress) if progress else None,
+        failure=Failure.model_validate_json(failure) if failure else None,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return text if len(text) <= 300 else f"{text[:300]}…"

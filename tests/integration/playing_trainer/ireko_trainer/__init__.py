@@ -1,0 +1,1 @@
+"""A trainer that trains nothing but speaks the handoff for real: put its parent directory on PYTHONPATH."""
