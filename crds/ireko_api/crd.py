@@ -99,11 +99,8 @@ def open_api_schema() -> Schema:
 
 def _metadata_schema() -> Schema:
     """Only the name: the API server lets a CRD restrict nothing else of the metadata."""
-    name = schema_of(ObjectMeta)["properties"]["name"]
-    return {
-        "type": "object",
-        "properties": {"name": {key: name[key] for key in ("type", "maxLength", "pattern")}},
-    }
+    name = _for_the_api_server(schema_of(ObjectMeta)["properties"]["name"])
+    return {"type": "object", "properties": {"name": name}}
 
 
 def _with_rules(schema: Schema, *, model: type[SpecModel]) -> Schema:

@@ -35,8 +35,8 @@ def _goes_down_from_one(axis: str) -> Rule:
         message=f"{axis} must start with 1, the teacher's own size, and each ratio must be smaller than the"
         " one before,"
         " e.g. [1, 0.75, 0.5]",
-        cel=f"self.{axis}[0] == 1.0 && self.{axis}.map(r, -r).isSorted()"
-        f" && self.{axis}.all(a, self.{axis}.exists_one(b, a == b))",
+        cel=f"!has(self.{axis}) || (self.{axis}[0] == 1.0 && self.{axis}.map(r, -r).isSorted()"
+        f" && self.{axis}.all(a, self.{axis}.exists_one(b, a == b)))",
         holds=holds,
         field=axis,
     )

@@ -5,6 +5,7 @@ The grammar is that of `k8s.io/apimachinery/pkg/api/resource`: a decimal number 
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 from typing import Annotated
@@ -54,7 +55,7 @@ def parse_quantity(text: str) -> Decimal:
 
 def to_bytes(text: str) -> int:
     """A quantity of memory in whole bytes, rounded up."""
-    return int(-(-parse_quantity(text) // 1))
+    return math.ceil(parse_quantity(text))
 
 
 def _number_as_text(value: object) -> object:

@@ -1,7 +1,7 @@
 """The users' reference of the manifest, in Markdown, made from the models.
 
-One table per object, in the order in which a reader meets them; each field with its default, what it takes and
-what it does. The texts are those of `kubectl explain`.
+One table per object, in the order in which a reader meets them: what each field takes, its default, what it
+does. The texts are those of `kubectl explain`.
 """
 
 from __future__ import annotations

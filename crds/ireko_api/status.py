@@ -101,7 +101,7 @@ class TeacherStatus(StatusModel):
     """The largest member, which the others are measured against."""
 
     parameters: Count
-    """NUMBER of weights."""
+    """Number of weights."""
     size_bytes: Count
     """Bytes of its weight file."""
     metrics: Metrics = Field(default_factory=dict)
@@ -118,7 +118,7 @@ class MemberStatus(StatusModel):
     version: ShortText
     """Its version of the registered model."""
     parameters: Count
-    """NUMBER of weights."""
+    """Number of weights."""
     size_bytes: Count
     """Bytes of the weight file that ships."""
     average_bits: Annotated[float, Field(ge=0, le=64), NUMBER]

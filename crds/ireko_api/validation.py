@@ -8,6 +8,7 @@ replaced by well-formed placeholders, and the rules that look at none of these a
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ireko_api import quantity, wording
-from ireko_api.base import RULES_LATER, Loc, broken_rules
+from ireko_api.base import RULES_LATER, Loc, Rule, broken_rules
 from ireko_api.schema import INT_OR_STRING, Schema, lookup, schema_of
 from ireko_api.spec import API_VERSION, KIND, CompressionRun
 
@@ -93,12 +94,18 @@ def _errors(manifest: object) -> list[ErrorDetails]:
     try:
         _validated(manifest, context=RULES_LATER)
     except ValidationError as invalid:
-        return [error for error in invalid.errors(include_url=False) if not _miscounted(error)]
+        return [error for error in invalid.errors(include_url=False) if not _follows_from_another(error)]
     return []
 
 
-def _miscounted(error: ErrorDetails) -> bool:
-    """Pydantic counts only the well-formed items of a list and calls it short where the user wrote enough."""
+def _follows_from_another(error: ErrorDetails) -> bool:
+    """Whether `error` only repeats that some other field is malformed.
+
+    Pydantic leaves a default that hangs on such a field uncalled, and counts only the well-formed items of a
+    list, which it then calls short where the user wrote enough.
+    """
+    if error["type"] == "default_factory_not_called":
+        return True
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
@@ -107,7 +114,13 @@ def _problem(error: ErrorDetails) -> Problem:
 
 
 def _place(error: ErrorDetails) -> Loc:
-    return tuple(key for key in error["loc"] if key != _MAP_KEY)
+    """Where the error is; a key that is no string is named as it was read, e.g. `True` for `on`."""
+    loc = error["loc"]
+    if loc[-1] == _MAP_KEY:
+        return (*loc[:-2], str(error["input"]))
+    if error["type"] == "invalid_key":
+        return (*loc[:-1], str(error["input"]))
+    return loc
 
 
 def _to_be_removed(error: ErrorDetails) -> bool:
@@ -122,7 +135,7 @@ def path_of(loc: Sequence[str | int]) -> str:
 def _sentence(error: ErrorDetails) -> str:
     loc, kind, value = error["loc"], error["type"], error["input"]
     if kind in _UNKNOWN_FIELD:
-        return wording.unknown_field(loc[-1], list(_schema_at(loc[:-1])["properties"]))
+        return wording.unknown_field(_place(error)[-1], list(_schema_at(loc[:-1])["properties"]))
     if loc[-1] == _MAP_KEY:
         return wording.wrong_type(value, {"type": "string"})
     expected = _schema_at(loc)
@@ -151,18 +164,16 @@ def _broken_rules(manifest: Mapping[Any, Any], errors: Sequence[ErrorDetails]) -
     return [
         Problem(path_of((*loc, *rule.field.split("."))), rule.message)
         for loc, rule in broken_rules(run)
-        if not any(rule.reads(below) for below in _below(loc, errors))
+        if not any(_concerns(rule, loc, _place(error)) for error in errors)
     ]
 
 
-def _below(loc: Loc, errors: Sequence[ErrorDetails]) -> list[list[str]]:
-    """The places of `errors` relative to `loc`, as far as the first list position."""
-    places = [error["loc"][len(loc) :] for error in errors if error["loc"][: len(loc)] == loc]
-    return [[key for key in place[: _first_position(place)] if isinstance(key, str)] for place in places]
-
-
-def _first_position(place: Loc) -> int:
-    return next((index for index, key in enumerate(place) if isinstance(key, int)), len(place))
+def _concerns(rule: Rule, loc: Loc, place: Loc) -> bool:
+    """Whether `rule`, of the object at `loc`, would judge the placeholder at `place`."""
+    if loc[: len(place)] == place:
+        return True
+    below = itertools.takewhile(lambda key: isinstance(key, str), place[len(loc) :])
+    return place[: len(loc)] == loc and rule.reads([str(key) for key in below])
 
 
 def _mend(manifest: dict[Any, Any], error: ErrorDetails) -> None:
