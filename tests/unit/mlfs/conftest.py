@@ -75,7 +75,7 @@ def make_model(
 
 
 def make_batch(*, rows: int = 6, length: int = 9, labels: int | None = 3, seed: int = 0) -> Batch:
-    """Random sentences of mixed length, padded; the class of a sentence is its first word's, so it can be learnt."""
+    """Random padded sentences of mixed length; the first word says the class, so that it can be learnt."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCABULARY, (rows, length), generator=generator)
     lengths = torch.randint(2, length + 1, (rows,), generator=generator)

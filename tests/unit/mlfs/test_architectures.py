@@ -44,7 +44,7 @@ def test_a_parameter_outside_the_table_is_refused_by_name() -> None:
 def test_a_tensor_that_contradicts_the_config_is_refused(family: str) -> None:
     model = make_model(family)
     setattr(model.config, architecture_of(model.config).config.intermediate, 64)
-    with pytest.raises(ValueError, match="has size .* but the config"):
+    with pytest.raises(ValueError, match=r"has size .* but the config"):
         layout_of(model)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ FULL = Shape(hidden=384, heads=12, intermediate=1536, layers=tuple(range(6)))
 def test_a_depth_keeps_the_first_and_the_last_layer_and_spreads_the_rest(sizes: tuple[int, int]) -> None:
     layers, depth = sizes
     kept = layers_kept(layers, depth)
-    gaps = {after - before for before, after in zip(kept, kept[1:], strict=False)}
+    gaps = {after - before for before, after in itertools.pairwise(kept)}
     assert (len(kept), kept[0], kept[-1]) == (depth, 0, layers - 1)
     assert min(gaps) >= 1
     assert max(gaps) - min(gaps) <= 1

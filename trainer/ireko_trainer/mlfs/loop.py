@@ -192,7 +192,7 @@ def _refuse_divergence(
         raise DivergedError(
             f"stage {stage} diverged at step {step + 1} of {optimization.steps}: the loss is "
             f"{metrics['loss']:g} and the gradient is not finite. The learning rate was "
-            f"{metrics['learning_rate']:.3g}, at its peak {optimization.learning_rate:.3g}; lower learningRate "
-            f"of this stage to about {optimization.learning_rate / 3:.2g} and run again. The last checkpoint "
-            "was written before this step."
+            f"{metrics['learning_rate']:.3g}, at its peak {optimization.learning_rate:.3g}; lower "
+            f"learningRate of this stage to about {optimization.learning_rate / 3:.2g} and run again. The last "
+            "checkpoint was written before this step."
         )
