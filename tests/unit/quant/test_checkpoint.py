@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,23 @@ def test_a_classifier_checkpoint_loads_into_the_bare_encoder(
     with fake_quantized(model, bits=bits, group_size=64):
         expected = output(model.base_model, batch)
     assert torch.equal(output(bare, batch), expected)
+
+
+def test_the_config_names_every_module_once_at_its_width_and_its_writer(build: Any, tmp_path: Path) -> None:
+    model = build("bert", classifier=True)
+    bits = mixed_bits(model)
+    save_quantized(model=model, bits=bits, group_size=64, directory=tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert config["version"] == importlib.metadata.version("compressed-tensors")
+    groups = config["config_groups"].values()
+    for module in dict(model.named_modules()):
+        widths = [
+            group["weights"]["num_bits"]
+            for group in groups
+            for target in group["targets"]
+            if re.match(target.removeprefix("re:"), module)
+        ]
+        assert widths == ([bits[module]] if module in bits else []), module
 
 
 def test_modules_left_out_are_stored_as_float16_and_load_exactly(

@@ -24,6 +24,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,8 @@ def quantization_config(
     formats = {str(group["format"]) for group in groups.values()}
     return {
         "quant_method": "compressed-tensors",
+        # Releases before June 2026 lay 3-bit codes out in another way; the file says who wrote it.
+        "version": version("compressed-tensors"),
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,

@@ -88,8 +88,8 @@ def quantize(
     group = group_columns(weight.shape[1], group_size=group_size)
     groups = weight.detach().to(torch.float32).reshape(-1, group)  # [O * I / group, group]
     rule = scale_rule or searched_scales
-    codes = torch.empty(groups.shape, dtype=torch.int8)
-    scales = torch.empty(groups.shape[0], dtype=torch.float32)
+    codes = torch.empty(groups.shape, dtype=torch.int8, device=groups.device)
+    scales = torch.empty(groups.shape[0], dtype=torch.float32, device=groups.device)
     step = max(1, _CHUNK // group)
     for start in range(0, groups.shape[0], step):
         chunk = groups[start : start + step]

@@ -73,9 +73,13 @@ class Layout:
         """Return the number of quantizable weights of each block."""
         return {name: sum(m.weights for m in matrices) for name, matrices in self.blocks.items()}
 
+    def outside_bits(self) -> dict[str, int]:
+        """Return the bits of the modules outside the blocks."""
+        return {m.module: OUTSIDE_BITS for m in (*self.embeddings, *self.head)}
+
     def module_bits(self, block_bits: Mapping[str, int]) -> dict[str, int]:
         """Spread bits per block to bits per module; embeddings and head get `OUTSIDE_BITS`."""
-        bits = {m.module: OUTSIDE_BITS for m in (*self.embeddings, *self.head)}
+        bits = self.outside_bits()
         bits |= {m.module: block_bits[name] for name, matrices in self.blocks.items() for m in matrices}
         return bits
 
