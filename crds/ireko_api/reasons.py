@@ -42,10 +42,6 @@ class Reason(_Word):
     """Why a condition has the status that it has."""
 
     ACCEPTED = "Accepted", "Valid: every check on the manifest passed."
-    INVALID_SPEC = (
-        "InvalidSpec",
-        "Valid: the manifest contradicts its schema or itself; the message lists every problem.",
-    )
 
     WAITING = "Waiting", "Trained, Registered, Succeeded: an earlier step is not done yet."
     TRAINING = "Training", "Trained: an attempt of the trainer is running."

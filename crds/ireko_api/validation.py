@@ -58,20 +58,18 @@ def parse(manifest: object) -> CompressionRun:
 
 
 def find_problems(manifest: object) -> list[Problem]:
-    """Everything that is wrong with `manifest`, in the order of the models' fields; empty when it can be
-    executed."""
+    """Everything that is wrong with `manifest`, form first, then rules; empty when it can be executed."""
     if not isinstance(manifest, Mapping):
         return [Problem("", f"expected a {KIND} manifest, a mapping, got {wording.kind_of(manifest)}")]
     other = _written_for_something_else(manifest)
     if other:
         return other
-    errors = _errors(manifest)
-    return [_problem(error) for error in errors] + _broken_rules(manifest, errors)
+    errors, run = _read(manifest)
+    return [_problem(error) for error in errors] + _broken_rules(run, errors)
 
 
 def _written_for_something_else(manifest: Mapping[Any, Any]) -> list[Problem]:
-    """Problems of the two fields that say what the rest means; if they are wrong, the rest means nothing
-    here."""
+    """Problems of the two fields that say what the rest means: if they are wrong, it means nothing here."""
     expected = {"apiVersion": API_VERSION, "kind": KIND}
     return [
         Problem(field, _header_problem(manifest.get(field), value))
@@ -90,12 +88,23 @@ def _validated(manifest: object, *, context: str | None = None) -> CompressionRu
     return CompressionRun.model_validate(manifest, by_alias=True, by_name=False, context=context)
 
 
-def _errors(manifest: object) -> list[ErrorDetails]:
-    try:
-        _validated(manifest, context=RULES_LATER)
-    except ValidationError as invalid:
-        return [error for error in invalid.errors(include_url=False) if not _follows_from_another(error)]
-    return []
+def _read(manifest: Mapping[Any, Any]) -> tuple[list[ErrorDetails], CompressionRun]:
+    """Everything malformed in `manifest`, and the run that it describes with placeholders in these places.
+
+    It takes another round when mending shows more, e.g. that a list of malformed items is too long as well.
+    """
+    mended = copy.deepcopy(dict(manifest))
+    found: list[ErrorDetails] = []
+    while True:
+        try:
+            return found, _validated(mended, context=RULES_LATER)
+        except ValidationError as invalid:
+            errors = [e for e in invalid.errors(include_url=False) if not _follows_from_another(e)]
+            if not errors:
+                raise
+        for error in sorted(errors, key=lambda error: (-len(_place(error)), _to_be_removed(error))):
+            _mend(mended, error)
+        found += errors
 
 
 def _follows_from_another(error: ErrorDetails) -> bool:
@@ -129,7 +138,8 @@ def _to_be_removed(error: ErrorDetails) -> bool:
 
 def path_of(loc: Sequence[str | int]) -> str:
     """A place as people write it: dots between fields, list positions from 0 in brackets."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc).removeprefix(".")
+    steps = (f"[{key}]" if isinstance(key, int) else f".{wording.word(key)}" for key in loc)
+    return "".join(steps).removeprefix(".")
 
 
 def _sentence(error: ErrorDetails) -> str:
@@ -142,7 +152,7 @@ def _sentence(error: ErrorDetails) -> str:
     if kind == "missing":
         return f"is required: {wording.expectation(expected)}"
     if kind == quantity.ERROR:
-        return error["msg"]
+        return f"{wording.show(value)} is not {quantity.LOOKS_LIKE}"
     describe: Callable[[object, Schema], str] = (
         wording.wrong_type if kind.endswith(("_type", "_parsing")) else wording.not_allowed
     )
@@ -156,11 +166,7 @@ def _schema_at(loc: Loc) -> Schema:
     return schema
 
 
-def _broken_rules(manifest: Mapping[Any, Any], errors: Sequence[ErrorDetails]) -> list[Problem]:
-    mended = copy.deepcopy(dict(manifest))
-    for error in sorted(errors, key=lambda error: (-len(_place(error)), _to_be_removed(error))):
-        _mend(mended, error)
-    run = _validated(mended, context=RULES_LATER)
+def _broken_rules(run: CompressionRun, errors: Sequence[ErrorDetails]) -> list[Problem]:
     return [
         Problem(path_of((*loc, *rule.field.split("."))), rule.message)
         for loc, rule in broken_rules(run)

@@ -18,15 +18,23 @@ _LONGEST_SHOWN = 60
 def show(value: object) -> str:
     """A value as the manifest has it, short enough for a sentence."""
     if isinstance(value, Mapping):
-        return "an empty mapping" if not value else f"a mapping with {_joined(_shortened(map(str, value)))}"
+        return "an empty mapping" if not value else f"a mapping with {_joined(_shortened(map(word, value)))}"
     if isinstance(value, list | tuple):
         return "an empty list" if not value else f"a list of {len(value)}"
     if isinstance(value, date):
         return value.isoformat()
     text = json.dumps(value, ensure_ascii=False, default=str)
+    if not text.isprintable():
+        text = json.dumps(value, default=str)
     if len(text) <= _LONGEST_SHOWN:
         return text
     return text[: _LONGEST_SHOWN - 2] + ('…"' if isinstance(value, str) else "…")
+
+
+def word(key: object) -> str:
+    """A key as it is read, escaped where a terminal would obey it instead of showing it."""
+    text = str(key)
+    return text if text.isprintable() else json.dumps(text)
 
 
 def kind_of(value: object) -> str:
@@ -106,10 +114,10 @@ def _plain(number: float) -> str:
     return str(int(number)) if number == int(number) else str(number)
 
 
-def nearest(word: object, known: Iterable[str]) -> str | None:
-    """The known word that `word` was probably meant to be, whatever its case."""
+def nearest(meant: object, known: Iterable[str]) -> str | None:
+    """The known word that `meant` was probably meant to be, whatever its case."""
     by_lower = {name.lower(): name for name in known}
-    matches = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(meant).lower(), by_lower, n=1, cutoff=0.5)
     return by_lower[matches[0]] if matches else None
 
 
