@@ -11,7 +11,6 @@ import json
 import re
 import sys
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 
@@ -19,7 +18,11 @@ def sentences(text: str) -> list[str]:
     """Split reStructuredText-like prose into sentences, leaving out headings, grammar and code."""
     found: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
-        if paragraph.startswith("   ") or "::=" in paragraph or re.search(r"^[*=\-~]{4,}$", paragraph, re.MULTILINE):
+        if (
+            paragraph.startswith("   ")
+            or "::=" in paragraph
+            or re.search(r"^[*=\-~]{4,}$", paragraph, re.MULTILINE)
+        ):
             continue
         flat = " ".join(paragraph.split())
         found += [s for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z\"])", flat) if 24 <= len(s) <= 400]

@@ -74,7 +74,14 @@ Work = Callable[[str, World], None]
 
 
 def run_on_workers(
-    work: Work, *, request_file: Path, workers: int, resources: WorkerResources, max_failures: int, storage: Path, name: str
+    work: Work,
+    *,
+    request_file: Path,
+    workers: int,
+    resources: WorkerResources,
+    max_failures: int,
+    storage: Path,
+    name: str,
 ) -> None:
     """Run `work` on every worker of a Ray Train group and wait for all of them.
 
@@ -95,7 +102,9 @@ def run_on_workers(
             _worker,
             train_loop_config={"work": work, "request_file": str(request_file), "threads": resources.threads},
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=resources.gpus > 0, resources_per_worker=_ray_resources(resources)
+                num_workers=workers,
+                use_gpu=resources.gpus > 0,
+                resources_per_worker=_ray_resources(resources),
             ),
             run_config=RunConfig(
                 name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures)
@@ -103,8 +112,8 @@ def run_on_workers(
         ).fit()
     except TrainingFailedError as error:
         raise WorkersLostError(
-            f"the training workers failed {max_failures + 1} times; the last time: {_last_line(error)}. Everything up to "
-            "the last checkpoint is kept: run the same command again to go on"
+            f"the training workers failed {max_failures + 1} times; the last time: {_last_line(error)}. Everything "
+            "up to the last checkpoint is kept: run the same command again to go on"
         ) from error
     finally:
         # Ray's controller actors outlive a driver that goes without a word.

@@ -39,7 +39,9 @@ class Miss:
         return f"{self.constraint} is {self.limit:g} and it reaches {self.value:.4g}"
 
 
-def misses(limits: DeviceLimits, *, size_bytes: int, quality: float, teacher_quality: float) -> tuple[Miss, ...]:
+def misses(
+    limits: DeviceLimits, *, size_bytes: int, quality: float, teacher_quality: float
+) -> tuple[Miss, ...]:
     """Every constraint that a member of this size and quality misses; empty means that it fits."""
     found: list[Miss] = []
     if size_bytes > limits.max_bytes:

@@ -34,7 +34,9 @@ class Scored:
 
 def largest(shapes: Sequence[Shape]) -> list[Shape]:
     """The shapes that no other of `shapes` contains: enlarging any of them leaves the sequence."""
-    return [shape for shape in shapes if not any(_contains(other, shape) for other in shapes if other != shape)]
+    return [
+        shape for shape in shapes if not any(_contains(other, shape) for other in shapes if other != shape)
+    ]
 
 
 def shapes_for_target(
@@ -54,7 +56,9 @@ def shapes_for_target(
     for width in bits:
         fitting = [shape for shape in shapes if size_of(shape, width) <= limits.max_bytes]
         scored += [
-            Scored(shape=shape, bits=width, size_bytes=size_of(shape, width), quality=quality_of(shape, width))
+            Scored(
+                shape=shape, bits=width, size_bytes=size_of(shape, width), quality=quality_of(shape, width)
+            )
             for shape in largest(fitting)
         ]
     if not scored:

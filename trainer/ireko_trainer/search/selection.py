@@ -46,6 +46,7 @@ def _refusal(limits: DeviceLimits, closest: Candidate, *, teacher_quality: float
     )
     return (
         f"{limits.field}: no member fits {limits.target}; the closest candidate ({describe(closest.shape)}, "
-        f"{closest.average_bits:.2f} bits) misses {' and '.join(f'{miss}' for miss in missed)}. Relax the constraint, raise "
-        "maxSizeMiB, train longer (spec.pipeline.mlfs.stages, recovery), or add shapes to spec.pipeline.mlfs.searchSpace"
+        f"{closest.average_bits:.2f} bits) misses {' and '.join(f'{miss}' for miss in missed)}. Relax the constraint, "
+        "raise maxSizeMiB, train longer (spec.pipeline.mlfs.stages, recovery), or widen "
+        "spec.pipeline.mlfs.searchSpace"
     )

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ireko_trainer.pipeline.store import (
+    StageStore,
+    StorageFullError,
+    content_key,
+    explained_io_errors,
+    write_json,
+)
+
+SIMPLE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(inputs=st.dictionaries(st.sampled_from("abcd"), SIMPLE, max_size=4))
+def test_a_key_does_not_depend_on_the_order_of_its_inputs(inputs: dict[str, object]) -> None:
+    assert content_key(**inputs) == content_key(**dict(reversed(inputs.items())))
+
+
+def test_a_changed_input_changes_the_key() -> None:
+    assert content_key(steps=10) != content_key(steps=11)
+
+
+def test_an_unfinished_stage_is_not_found_and_keeps_its_files(tmp_path: Path) -> None:
+    stage = StageStore(storage=tmp_path).begin(name="widths", key="k")
+    (stage.directory / "checkpoint").write_text("half way")
+    again = StageStore(storage=tmp_path)
+    assert again.finished(name="widths", key="k") is None
+    assert (again.begin(name="widths", key="k").directory / "checkpoint").read_text() == "half way"
+
+
+def test_a_finished_stage_is_found_with_its_record(tmp_path: Path) -> None:
+    store = StageStore(storage=tmp_path)
+    stage = store.begin(name="widths", key="k")
+    (stage.directory / "weights").write_text("trained")
+    store.finish(stage, record={"steps": 3})
+    found = StageStore(storage=tmp_path).finished(name="widths", key="k")
+    assert found is not None
+    assert found.record == {"steps": 3}
+    assert (found.directory / "weights").read_text() == "trained"
+    assert store.finished(name="widths", key="other") is None
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json(path, {"old": True})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+    assert '"old": true' in path.read_text()
+
+
+def test_a_full_disk_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageFullError, match=r"no space left on the device; free some \(nothing is lost\)"),
+        explained_io_errors(tmp_path),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"x")

@@ -1,0 +1,90 @@
+"""Models and training states on disk, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ireko_trainer.mlfs import Hooks, TrainingState
+from ireko_trainer.pipeline.stage import StageAtWork
+from ireko_trainer.pipeline.store import explained_io_errors, write_bytes
+
+WEIGHTS_FILE = "model.safetensors"
+STATE_FILE = "state.pt"
+
+
+def save_model(model: PreTrainedModel, directory: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a standard checkpoint; a directory that an interrupted attempt left half written is replaced."""
+    shutil.rmtree(directory, ignore_errors=True)
+    with explained_io_errors(directory):
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+
+def load_model(directory: Path, *, task: str, device: torch.device) -> PreTrainedModel:
+    """Load a checkpoint of this pipeline in float32, evaluation mode, with eager attention."""
+    if task == "text-classification":
+        model = AutoModelForSequenceClassification.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager"
+        )
+    else:
+        model = AutoModel.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager", **_without_pooler(directory)
+        )
+    return cast("PreTrainedModel", model.to(device).eval())
+
+
+def weights_sha256(directory: Path) -> str:
+    """sha256 of the weight file of a checkpoint."""
+    with (directory / WEIGHTS_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_state(directory: Path) -> TrainingState | None:
+    """The training state that an earlier attempt left in a stage's directory, if there is one."""
+    path = directory / STATE_FILE
+    if not path.is_file():
+        return None
+    return cast("TrainingState", torch.load(path, weights_only=True, map_location="cpu"))
+
+
+def training_hooks(stage: StageAtWork, *, total_steps: int, checkpoint_seconds: float) -> Hooks:
+    """What a stage of the pipeline gives to a training loop: its workers, its log, its checkpoints, its stop."""
+
+    def on_step(step: int, metrics: object) -> None:
+        assert isinstance(metrics, dict)
+        stage.log(step, metrics)
+        stage.progress(step, total_steps)
+
+    def save(state: TrainingState) -> None:
+        if stage.writes:
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write_bytes(stage.directory / STATE_FILE, buffer.getvalue())
+
+    return Hooks(
+        all_reduce=stage.world.all_reduce,
+        stop=stage.stop,
+        on_step=on_step,
+        save=save,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def _without_pooler(directory: Path) -> dict[str, bool]:
+    # A base model that was loaded without its pooler is saved without it; asking for one would add random weights.
+    from safetensors import safe_open
+
+    with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+        has_pooler = any(name.startswith("pooler.") for name in file.keys())  # noqa: SIM118  (not a dict)
+    import json
+
+    model_type = json.loads((directory / "config.json").read_text())["model_type"]
+    return {} if has_pooler or model_type == "distilbert" else {"add_pooling_layer": False}

@@ -1,0 +1,179 @@
+"""From a teacher to the checkpoints of a family: what every training worker runs, and what it leaves for the driver."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ireko_api.handoff import FAILURE_FILE, Failure, RunRequest
+from ireko_trainer.distributed import World
+from ireko_trainer.errors import InterruptedRunError, UserError
+from ireko_trainer.mlfs import Palette, teacher_shape
+from ireko_trainer.pipeline.choosing import (
+    Chosen,
+    chosen,
+    palette_shapes,
+    palette_stage,
+    select_stage,
+    shape_entry,
+    weights_of,
+)
+from ireko_trainer.pipeline.inputs import load_inputs
+from ireko_trainer.pipeline.plan import meter_for
+from ireko_trainer.pipeline.precision import training_precision
+from ireko_trainer.pipeline.stage import Part, StageRunner
+from ireko_trainer.pipeline.stop import StopFlag
+from ireko_trainer.pipeline.store import FinishedStage, StageStore, write_bytes, write_json
+from ireko_trainer.pipeline.training import (
+    Training,
+    member_stage,
+    order_stage,
+    supernet_stage,
+    teacher_stage,
+)
+from ireko_trainer.tracking.runs import FamilyRun
+
+TRAINED_FILE = "trained.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the training workers leave for the driver."""
+
+    spec_digest: str
+    teacher: dict[str, Any]
+    """`metrics`, `size_bytes`, `parameters`, `sha256`, and the directory of the `checkpoint`."""
+    members: dict[str, dict[str, Any]]
+    """Device target → `checkpoint`, `sha256`, `shape`, `parameters`."""
+    candidates: list[dict[str, Any]]
+    curves: dict[str, str]
+    """Training stage → directory with its metrics."""
+
+    @classmethod
+    def read(cls, storage: Path) -> Trained:
+        """What the workers of this storage left last."""
+        return cls(**json.loads((storage / TRAINED_FILE).read_text()))
+
+
+def train_family(request_file: str, world: World) -> None:
+    """Run the training stages on one worker and leave `trained.json`, or `failure.json`, in the storage.
+
+    What the user has to know is written, not raised: a worker that raises is started again.
+    """
+    request = RunRequest.model_validate_json(Path(request_file).read_text())
+    storage = Path(request.storage)
+    try:
+        trained = _train(request, world)
+    except (UserError, InterruptedRunError) as error:
+        if world.rank == 0:
+            write_failure(storage, failure_of(error))
+        return
+    if world.rank == 0:
+        write_json(storage / TRAINED_FILE, vars(trained))
+
+
+def failure_of(error: UserError | InterruptedRunError) -> Failure:
+    """The record of an error that was written for the user."""
+    resumable = isinstance(error, InterruptedRunError) or error.reason in (
+        "TrackingUnreachable",
+        "StorageFull",
+        "WorkerLost",
+    )
+    return Failure.model_validate({"reason": error.reason, "message": str(error), "resumable": resumable})
+
+
+def write_failure(storage: Path, failure: Failure) -> None:
+    """Leave a failure where the operator looks for it when MLflow cannot say it."""
+    write_bytes(storage / FAILURE_FILE, failure.to_json().encode())
+
+
+def _train(request: RunRequest, world: World) -> Trained:
+    storage = Path(request.storage)
+    training = Training(
+        request=request,
+        inputs=load_inputs(request),
+        runner=StageRunner(
+            store=StageStore(storage=storage),
+            world=world,
+            stop=StopFlag(storage=storage),
+            meter=meter_for(request.spec),
+            family=FamilyRun.open(request) if world.rank == 0 else None,
+        ),
+        precision=training_precision(
+            wanted=request.spec.pipeline.mlfs.precision if request.spec.pipeline.mlfs else "auto",
+            device=world.device,
+        ),
+    )
+    teacher = teacher_stage(training)
+    if training.mlfs is None:
+        full = teacher_shape(training.inputs.teacher.model.config)
+        selected = select_stage(training, ordered=teacher, trained=teacher, shapes=(full,))
+        return _members(training, teacher, teacher, selected, stages=[teacher], ordered=teacher)
+    ordered = order_stage(training, teacher=teacher)
+    palette = Palette(shapes=palette_shapes(palette_stage(training, ordered=ordered)))
+    full = teacher_shape(training.inputs.teacher.model.config)
+    widths = supernet_stage(
+        training,
+        name="widths",
+        settings=training.mlfs.stages.widths,
+        palette=palette.widths(full=full),
+        teacher=ordered,
+        start=ordered,
+    )
+    depths = supernet_stage(
+        training,
+        name="depths",
+        settings=training.mlfs.stages.depths,
+        palette=palette,
+        teacher=ordered,
+        start=widths,
+    )
+    selected = select_stage(training, ordered=ordered, trained=depths, shapes=palette.shapes)
+    return _members(training, teacher, depths, selected, stages=[teacher, widths, depths], ordered=ordered)
+
+
+def _members(
+    training: Training,
+    teacher: FinishedStage,
+    trained: FinishedStage,
+    selected: FinishedStage,
+    *,
+    stages: list[FinishedStage],
+    ordered: FinishedStage,
+) -> Trained:
+    decision: Chosen = chosen(selected)
+    full = teacher_shape(training.inputs.teacher.model.config)
+    shapes = sorted(set(decision.shape_of.values()))
+    cut = {
+        shape: member_stage(
+            training,
+            shape=shape,
+            teacher=ordered,
+            trained=weights_of(training, shape, full=full, ordered=ordered, trained=trained),
+            part=Part(phase="recovery", index=index, count=len(shapes)),
+        )
+        for index, shape in enumerate(shapes)
+    }
+    return Trained(
+        spec_digest=training.request.spec_digest,
+        teacher={
+            **teacher.record,
+            "metrics": decision.teacher_metrics,
+            "checkpoint": str(teacher.directory / "checkpoint"),
+        },
+        members={
+            target: {
+                "checkpoint": str(cut[shape].directory / "checkpoint"),
+                "shape": shape_entry(shape),
+                **cut[shape].record,
+            }
+            for target, shape in decision.shape_of.items()
+        },
+        candidates=decision.candidates,
+        curves={stage.name: str(stage.directory) for stage in [*stages, *cut.values()]},
+    )

@@ -1,0 +1,97 @@
+"""What every stage starts from: the loaded teacher and the encoded data, with the digests that stages are keyed by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ireko_api.handoff import RunRequest
+from ireko_api.spec import DataSource
+from ireko_trainer.data import EncodedDataset, label_space, load_data, split_holdout
+from ireko_trainer.evaluation import default_metric
+from ireko_trainer.teacher import LoadedTeacher, head_labels, load_teacher, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The teacher as it came and the data as token ids."""
+
+    teacher: LoadedTeacher
+    train: EncodedDataset
+    validation: EncodedDataset
+    calibration: EncodedDataset
+    metric: str
+    """What members are judged by."""
+
+    @property
+    def task(self) -> str:
+        """The Hugging Face pipeline task."""
+        return self.teacher.task
+
+    @property
+    def regression(self) -> bool:
+        """Whether the teacher predicts one number instead of a class."""
+        return self.teacher.labels is not None and self.teacher.labels.regression
+
+    @property
+    def data_digests(self) -> dict[str, str]:
+        """sha256 of the token ids and labels of each split."""
+        return {
+            "train": self.train.digest,
+            "validation": self.validation.digest,
+            "calibration": self.calibration.digest,
+        }
+
+
+def load_inputs(request: RunRequest) -> Inputs:
+    """Load the teacher and every split; deterministic, so that driver and workers see the same.
+
+    Raises UserError for whatever in `spec.teacher` or `spec.data` cannot be used.
+    """
+    spec, base_dir = request.spec, Path(request.base_dir)
+    cache_dir = Path(request.storage) / "cache"
+    teacher = _load_teacher(request, base_dir=base_dir, cache_dir=cache_dir)
+    labels = teacher.labels
+
+    def load(source: DataSource, name: str) -> EncodedDataset:
+        return load_data(
+            source=source,
+            base_dir=base_dir,
+            tokenizer=teacher.tokenizer,
+            task=teacher.task,
+            labels=labels,
+            field=f"spec.data.{name}",
+        )
+
+    train = load(spec.data.train, "train")
+    if spec.data.validation is not None:
+        validation = load(spec.data.validation, "validation")
+    else:
+        train, validation = split_holdout(data=train, percent=spec.data.holdout_percent, seed=spec.seed)
+    calibration = train if spec.data.calibration is None else load(spec.data.calibration, "calibration")
+    return Inputs(
+        teacher=teacher,
+        train=train,
+        validation=validation,
+        calibration=calibration,
+        metric=spec.evaluation.metric
+        or default_metric(
+            task=teacher.task,
+            regression=labels is not None and labels.regression,
+            has_labels=validation.labels is not None,
+        ),
+    )
+
+
+def _load_teacher(request: RunRequest, *, base_dir: Path, cache_dir: Path) -> LoadedTeacher:
+    spec = request.spec
+    labels = None
+    if spec.teacher.task == "text-classification":
+        # The labels of the data and the head of the teacher have to agree, and each may be missing.
+        directory = resolve(
+            uri=spec.teacher.model, base_dir=base_dir, revision=spec.teacher.revision, cache_dir=cache_dir
+        )
+        labels = label_space(data=spec.data, base_dir=base_dir, head=head_labels(directory))
+    return load_teacher(
+        spec=spec.teacher, base_dir=base_dir, cache_dir=cache_dir, labels=labels, seed=spec.seed
+    )

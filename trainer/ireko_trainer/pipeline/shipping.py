@@ -1,0 +1,254 @@
+"""What the driver does with the checkpoints of a family: bits, bundles, the report, and the hand-over to MLflow."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ireko_api.handoff import REPORT_ARTIFACT_DIR, Family, Member, ModelShape, RunRequest, TeacherSummary
+from ireko_trainer.distributed import World
+from ireko_trainer.pipeline.bits import BitPlan, plan_bits
+from ireko_trainer.pipeline.checkpoints import WEIGHTS_FILE, load_model, weights_sha256
+from ireko_trainer.pipeline.choosing import device_limits, evaluation_data, judge, shape_from
+from ireko_trainer.pipeline.family import Trained
+from ireko_trainer.pipeline.inputs import Inputs
+from ireko_trainer.pipeline.judging import Judge, as_forward, sample_batches
+from ireko_trainer.pipeline.plan import meter_for
+from ireko_trainer.pipeline.reporting import report_content
+from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
+from ireko_trainer.pipeline.stop import StopFlag
+from ireko_trainer.pipeline.store import FinishedStage, Json, StageStore, content_key
+from ireko_trainer.pipeline.training import Training
+from ireko_trainer.quant import save_quantized, zd
+from ireko_trainer.report import REPORT_FILE, write_report
+from ireko_trainer.search.limits import DeviceLimits
+from ireko_trainer.search.selection import Candidate, require_fit
+from ireko_trainer.serving import Bundle, log_member, write_bundle
+from ireko_trainer.tracking.runs import FamilyRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shipping:
+    """What the shipping stages share."""
+
+    training: Training
+    trained: Trained
+    family: FamilyRun
+
+    @property
+    def request(self) -> RunRequest:
+        return self.training.request
+
+    @property
+    def inputs(self) -> Inputs:
+        return self.training.inputs
+
+
+def ship(request: RunRequest, *, inputs: Inputs, trained: Trained, family: FamilyRun, stop: StopFlag) -> None:
+    """Quantize, check, bundle, log and describe every member, and hand the family over.
+
+    Raises NothingFitsError when a finished member misses a constraint of its target.
+    """
+    runner = StageRunner(
+        store=StageStore(storage=Path(request.storage)),
+        world=World(),
+        stop=stop,
+        meter=meter_for(request.spec),
+        family=family,
+    )
+    training = Training(request=request, inputs=inputs, runner=runner, precision=torch.float32)
+    shipping = _Shipping(training=training, trained=trained, family=family)
+    targets = device_limits(training)
+    quantized = {
+        limits.target: _quantize_stage(
+            shipping, limits, part=Part(phase="quantize", index=index, count=len(targets))
+        )
+        for index, limits in enumerate(targets)
+    }
+    for limits in targets:
+        _require_fit(shipping, limits, quantized[limits.target])
+    _publish(shipping, quantized)
+
+
+# --- quantize ---------------------------------------------------------------------------------------------
+
+
+def _quantize_stage(shipping: _Shipping, limits: DeviceLimits, *, part: Part) -> FinishedStage:
+    spec = shipping.request.spec
+    quantization = spec.pipeline.quantization
+    key = content_key(
+        stage="quantize",
+        member=shipping.trained.members[limits.target]["sha256"],
+        teacher=shipping.trained.teacher["sha256"],
+        max_bytes=limits.max_bytes,
+        quantization=None if quantization is None else quantization.model_dump(),
+        calibration=shipping.inputs.calibration.digest,
+        validation=shipping.inputs.validation.digest,
+        limit=spec.evaluation.limit,
+        seed=spec.seed,
+    )
+    return shipping.training.runner.run(
+        name=f"quantize-{limits.target}", key=key, body=partial(_quantize_body, shipping, limits), part=part
+    )
+
+
+def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork) -> Json:
+    stage.check_stop(0, 1, f"bits for {limits.target}")
+    source = Path(shipping.trained.members[limits.target]["checkpoint"])
+    model = shipping.training.load(source)
+    plan = plan_bits(
+        model=model,
+        quantization=shipping.request.spec.pipeline.quantization,
+        batches=sample_batches(shipping.inputs.calibration, batch_size=32),
+        max_bytes=limits.max_bytes,
+        seed=shipping.request.spec.seed,
+    )
+    checkpoint = stage.directory / "checkpoint"
+    save_quantized(model=model, bits=plan.module_bits, group_size=plan.group_size, directory=checkpoint)
+    judged = _final_judge(shipping)
+    # Judged as it ships: loaded from the file by plain transformers.
+    loaded = load_model(checkpoint, task=shipping.inputs.task, device=shipping.training.device)
+    return {
+        **_plan_entry(plan),
+        "size_bytes": (checkpoint / WEIGHTS_FILE).stat().st_size,
+        "sha256": weights_sha256(checkpoint),
+        "zd": zd(model=model),
+        "metrics": judged.metrics(as_forward(loaded)),
+    }
+
+
+def _final_judge(shipping: _Shipping) -> Judge:
+    teacher = shipping.training.load(Path(shipping.trained.teacher["checkpoint"]))
+    return judge(
+        shipping.training, teacher=teacher, data=evaluation_data(shipping.training), precision=torch.float32
+    )
+
+
+def _plan_entry(plan: BitPlan) -> dict[str, Any]:
+    return {
+        "average_bits": plan.average_bits,
+        "block_bits": dict(plan.block_bits),
+        "module_bits": dict(plan.module_bits),
+        "scores": dict(plan.scores),
+    }
+
+
+def _require_fit(shipping: _Shipping, limits: DeviceLimits, quantized: FinishedStage) -> None:
+    record, metric = quantized.record, shipping.inputs.metric
+    require_fit(
+        limits=limits,
+        member=Candidate(
+            shape=shape_from(shipping.trained.members[limits.target]["shape"]),
+            average_bits=record["average_bits"],
+            size_bytes=record["size_bytes"],
+            quality=record["metrics"][metric],
+        ),
+        teacher_quality=shipping.trained.teacher["metrics"][metric],
+    )
+
+
+# --- publish ----------------------------------------------------------------------------------------------
+
+
+def _publish(shipping: _Shipping, quantized: dict[str, FinishedStage]) -> None:
+    key = content_key(
+        stage="publish",
+        spec=shipping.request.spec_digest,
+        run=shipping.family.run_id,
+        members={target: stage.record["sha256"] for target, stage in quantized.items()},
+    )
+    stage = shipping.training.runner.run(
+        name="publish", key=key, body=partial(_publish_body, shipping, quantized)
+    )
+    shipping.family.finish(
+        family=Family.model_validate_json(json.dumps(stage.record["family"])),
+        report_directory=stage.directory / "report",
+    )
+
+
+def _publish_body(shipping: _Shipping, quantized: dict[str, FinishedStage], stage: StageAtWork) -> Json:
+    members = []
+    for index, (target, source) in enumerate(quantized.items()):
+        stage.check_stop(index, len(quantized) + 1, f"bundle for {target}")
+        bundle = _bundle(shipping, source, stage.directory / "bundles" / target)
+        members.append(_member(shipping, target, source, bundle))
+    teacher = shipping.trained.teacher
+    family = Family(
+        name=shipping.request.name,
+        uid=shipping.request.uid,
+        spec_digest=shipping.request.spec_digest,
+        run_id=shipping.family.run_id,
+        teacher=TeacherSummary(
+            metrics=teacher["metrics"],
+            size_bytes=teacher["size_bytes"],
+            parameters=teacher["parameters"],
+            sha256=teacher["sha256"],
+        ),
+        members=tuple(members),
+        report=f"{REPORT_ARTIFACT_DIR}/{REPORT_FILE}",
+    )
+    stage.progress(len(quantized), len(quantized) + 1, "report")
+    write_report(
+        content=report_content(
+            request=shipping.request,
+            metric=shipping.inputs.metric,
+            family=family,
+            trained=shipping.trained,
+            quantized={target: source.record for target, source in quantized.items()},
+        ),
+        directory=stage.directory / "report",
+    )
+    return {"family": json.loads(family.to_json())}
+
+
+def _bundle(shipping: _Shipping, source: FinishedStage, directory: Path) -> Bundle:
+    labels = shipping.inputs.teacher.labels
+    return write_bundle(
+        checkpoint=source.directory / "checkpoint",
+        tokenizer=shipping.inputs.teacher.tokenizer,
+        task=shipping.inputs.task,
+        max_length=shipping.request.spec.data.train.max_length,
+        labels=() if labels is None else labels.names,
+        regression=shipping.inputs.regression,
+        directory=directory,
+    )
+
+
+def _member(shipping: _Shipping, target: str, source: FinishedStage, bundle: Bundle) -> Member:
+    record, chosen = source.record, shipping.trained.members[target]
+    uri = log_member(
+        connection=shipping.family.connection,
+        experiment_id=shipping.family.experiment_id,
+        run_id=shipping.family.run_id,
+        name=shipping.request.spec.registry.model_name or shipping.request.name,
+        target=target,
+        bundle=bundle,
+        params={
+            "size_bytes": record["size_bytes"],
+            "parameters": chosen["parameters"],
+            "average_bits": f"{record['average_bits']:.3f}",
+            **chosen["shape"],
+        },
+        metrics=record["metrics"],
+    )
+    return Member(
+        target=target,
+        runtime=_runtime(shipping.request, target),
+        logged_model_uri=uri,
+        bundle_sha256=bundle.sha256,
+        size_bytes=record["size_bytes"],
+        parameters=chosen["parameters"],
+        average_bits=record["average_bits"],
+        shape=ModelShape.model_validate(chosen["shape"]),
+        metrics=record["metrics"],
+        metric=shipping.inputs.metric,
+    )
+
+
+def _runtime(request: RunRequest, target: str) -> str:
+    return next(device.runtime for device in request.spec.device_targets if device.name == target)
