@@ -211,6 +211,40 @@ def test_tied_weights_stay_floats_and_are_stored_once(tmp_path: Path) -> None:
     assert torch.equal(output(loaded, {"input_ids": ids}), output(model, {"input_ids": ids}))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_decoders_load_exactly_too(tied: bool, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=101,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    model = LlamaForCausalLM(config).eval()
+    layout = describe(model)
+    assert [m.module for m in layout.head] == ([] if tied else ["lm_head"])
+    bits = mixed_bits(model)
+    save_quantized(model=model, bits=bits, group_size=64, directory=tmp_path)
+    assert file_bytes(tmp_path) == stored_size(layout, bits=bits, group_size=64).total
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    fake_quantize_(model, bits=bits, group_size=64)
+    ids = torch.arange(5, 25)[None]
+    assert torch.equal(output(loaded, {"input_ids": ids}), output(model, {"input_ids": ids}))
+
+
+def test_models_without_linear_blocks_are_refused_by_name() -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    model = GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, n_positions=20))
+    with pytest.raises(UserError, match=r"GPT2Model: h\.0 has no torch\.nn\.Linear"):
+        describe(model)
+
+
 def test_embeddings_below_eight_bits_are_refused(build: Any) -> None:
     with pytest.raises(ValueError, match="8 bits or as float16"):
         fake_quantize_(build("bert"), bits={"embeddings.word_embeddings": 4}, group_size=64)

@@ -93,7 +93,13 @@ def block_modules(model: nn.Module) -> dict[str, nn.Module]:
         )
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in lists.items()}
     name = max(sizes, key=lambda key: (sizes[key], -len(key)))
-    return {f"{name}.{index}": block for index, block in enumerate(lists[name])}
+    blocks = {f"{name}.{index}": block for index, block in enumerate(lists[name])}
+    for key, block in blocks.items():
+        if not any(isinstance(module, nn.Linear) for module in block.modules()):
+            raise UserError(
+                f"{type(model).__name__}: {key} has no torch.nn.Linear, and other layers are not quantized"
+            )
+    return blocks
 
 
 def describe(model: PreTrainedModel) -> Layout:
