@@ -1,0 +1,64 @@
+"""Tiny random encoders with a real tokenizer, as checkpoints on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "bad", "film", "good", "is", "not", "the", "very", "what")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def config(**options: Any) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        **options,
+    )
+
+
+def save(model: Any, directory: Path) -> Path:
+    model.eval().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def encoder_checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return save(BertModel(config(), add_pooling_layer=False), tmp_path / "encoder")
+
+
+@pytest.fixture
+def classifier_checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return save(BertForSequenceClassification(config(num_labels=2)), tmp_path / "classifier")
+
+
+@pytest.fixture
+def regressor_checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config(num_labels=1, problem_type="regression"))
+    return save(model, tmp_path / "regressor")
