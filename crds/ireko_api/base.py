@@ -41,8 +41,7 @@ Loc = tuple[str | int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One sentence about several fields of an object, in CEL for the API server and in Python for everyone
-    else."""
+    """One sentence about several fields of an object, in CEL for the API server and in Python for laptops."""
 
     message: str
     """What must hold and how to make it hold, in the words of the manifest."""
@@ -54,8 +53,7 @@ class Rule:
     """Dotted path below the object of the field to mend."""
 
     def reads(self, path: Sequence[str]) -> bool:
-        """Whether the rule looks at the field at `path` below its object, or at something above or below
-        it."""
+        """Whether the rule looks at the field at `path` below its object, or at one above or below it."""
         mentioned = [match.split(".") for match in re.findall(r"\bself\.([\w.]+)", self.cel)]
         return any(all(a == b for a, b in zip(path, words, strict=False)) for words in mentioned)
 
