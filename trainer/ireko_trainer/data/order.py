@@ -17,8 +17,8 @@ from ireko_trainer.errors import UserError
 
 _POOL = 64
 """Batches whose samples are sorted by length together. More brings the lengths in a batch closer to each
-other; fewer leaves more of the shuffle. At 64 and batches of 32, padding adds 4 % to the tokens of SST-2, where
-a plain shuffle adds 200 %."""
+other; fewer leaves more of the shuffle. At 64 and batches of 32, padding adds 4 % to the tokens of SST-2,
+where a plain shuffle adds 200 %."""
 
 
 class BatchOrder:

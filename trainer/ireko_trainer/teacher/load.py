@@ -227,7 +227,7 @@ def _load_model(
 def _class_and_options(config: PreTrainedConfig, *, spec: Teacher) -> tuple[Any, dict[str, Any]]:
     if spec.task == "text-classification":
         return AutoModelForSequenceClassification, {}
-    known = MODEL_MAPPING.get(type(config))
+    known = MODEL_MAPPING.get(type(config), None)
     takes_pooling = known is not None and "add_pooling_layer" in inspect.signature(known.__init__).parameters
     return AutoModel, {"add_pooling_layer": False} if takes_pooling else {}
 

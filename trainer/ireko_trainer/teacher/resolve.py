@@ -157,7 +157,8 @@ def _registered_version(uri: str) -> tuple[str, str]:
     from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     client = mlflow.MlflowClient()
-    parts = get_model_name_and_version(client, uri)  # (name, version), or the id of a logged model alone
+    # Name and version, or the id of a logged model alone.
+    parts = [str(part) for part in get_model_name_and_version(client, uri)]
     pinned = "models:/" + "/".join(parts)
     created = client.get_model_version(*parts).creation_timestamp if len(parts) == 2 else ""
     return pinned, f"{mlflow.get_registry_uri()} {pinned} {created}"
