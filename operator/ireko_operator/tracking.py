@@ -35,16 +35,22 @@ from ireko_api.handoff import (
 from ireko_operator.errors import TrackingError
 from ireko_operator.reconcile.state import TrackedRun
 
-# The client's own patience is 7 retries of 120 s each, during which the user would see nothing.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+_SETTINGS = {
+    # The client's own patience is 7 retries of 120 s each, during which the user would see nothing.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Settings of the MLflow client in this process, where the user has not set them."""
 
 
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking store at `uri`; a new database is created on the first call to it."""
-    for variable, value in _PATIENCE.items():
+    for variable, value in _SETTINGS.items():
         os.environ.setdefault(variable, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it announces every retry
     with answered(uri):
         # A database store resolves `models:/m-…` through the process-wide URI, whatever the client was given.
         mlflow.set_tracking_uri(uri)
@@ -63,13 +69,13 @@ def answered(uri: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code in _TRANSIENT:
             raise TrackingError(
-                f"MLflow at {without_password(uri)} does not answer ({_first_line(error)}). Check "
-                "that it runs and that "
-                f"this is its address, or name another one with --tracking-uri or spec.registry.trackingUri."
+                f"MLflow at {without_password(uri)} does not answer ({_first_line(error, uri)}). "
+                "Check that it runs and that this is its address, or name another one with --tracking-uri "
+                "or spec.registry.trackingUri."
             ) from error
         raise TrackingError(
             f"MLflow at {without_password(uri)} refused what was asked ({error.error_code}: "
-            f"{_first_line(error)}).",
+            f"{_first_line(error, uri)}).",
             refused=True,
         ) from error
     except ImportError as error:
@@ -144,6 +150,7 @@ def _tracked(run: Run) -> TrackedRun:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception, uri: str) -> str:
     text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    text = text.replace(uri, without_password(uri))  # MLflow repeats the address with the password in it
     return text if len(text) <= 300 else f"{text[:300]}…"
