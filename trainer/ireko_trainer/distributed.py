@@ -70,7 +70,7 @@ class WorkersLostError(UserError):
 
 
 Work = Callable[[str, World], None]
-"""A function of the request file and the world; pickled by reference, so it is defined at a module's top level."""
+"""A function of the request file and the world, defined at a module's top level: it is pickled by reference."""
 
 
 def run_on_workers(
@@ -100,7 +100,12 @@ def run_on_workers(
     try:
         TorchTrainer(
             _worker,
-            train_loop_config={"work": work, "request_file": str(request_file), "threads": resources.threads},
+            train_loop_config={
+                "work": work,
+                "request_file": str(request_file),
+                "threads": resources.threads,
+                "log_directory": str(storage),
+            },
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=resources.gpus > 0,
@@ -128,8 +133,16 @@ def _worker(config: dict[str, object]) -> None:
     assert callable(work)
     torch.set_num_threads(threads)
     context = ray.train.get_context()
+    _log_to_file(Path(str(config["log_directory"])) / f"worker-{context.get_world_rank()}.log")
     device = ray.train.torch.get_device()
     work(request_file, World(rank=context.get_world_rank(), size=context.get_world_size(), device=device))
+
+
+def _log_to_file(path: Path) -> None:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("ireko_trainer").addHandler(handler)
+    logging.getLogger("ireko_trainer").setLevel(logging.INFO)
 
 
 def _start_ray(*, cpus: float, gpus: float) -> None:
@@ -149,7 +162,8 @@ def _start_ray(*, cpus: float, gpus: float) -> None:
             f"spec.compute: the workers ask for {gpus:g} GPUs and this machine has {torch.cuda.device_count()}; "
             "lower workers or resourcesPerWorker.gpu"
         )
-    ray.init(include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+    # Without a dashboard Ray Train's helpers complain once a second; workers keep logs of their own.
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def _ray_resources(resources: WorkerResources) -> dict[str, float]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -80,11 +82,7 @@ def training_hooks(stage: StageAtWork, *, total_steps: int, checkpoint_seconds: 
 
 def _without_pooler(directory: Path) -> dict[str, bool]:
     # A base model that was loaded without its pooler is saved without it; asking for one would add random weights.
-    from safetensors import safe_open
-
     with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
         has_pooler = any(name.startswith("pooler.") for name in file.keys())  # noqa: SIM118  (not a dict)
-    import json
-
     model_type = json.loads((directory / "config.json").read_text())["model_type"]
     return {} if has_pooler or model_type == "distilbert" else {"add_pooling_layer": False}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ireko_api.handoff import REPORT_ARTIFACT_DIR, Family, Member, ModelShape, RunRequest, TeacherSummary
 from ireko_trainer.distributed import World
@@ -24,12 +25,14 @@ from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
 from ireko_trainer.pipeline.stop import StopFlag
 from ireko_trainer.pipeline.store import FinishedStage, Json, StageStore, content_key
 from ireko_trainer.pipeline.training import Training
-from ireko_trainer.quant import save_quantized, zd
+from ireko_trainer.quant import fake_quantized, save_quantized, zd
 from ireko_trainer.report import REPORT_FILE, write_report
 from ireko_trainer.search.limits import DeviceLimits
 from ireko_trainer.search.selection import Candidate, require_fit
 from ireko_trainer.serving import Bundle, log_member, write_bundle
 from ireko_trainer.tracking.runs import FamilyRun
+
+_BASELINE_ORDERS = ("Uniform", "Random", "Reverse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +111,10 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         max_bytes=limits.max_bytes,
         seed=shipping.request.spec.seed,
     )
+    judged = _final_judge(shipping)
+    baselines = _baselines(shipping, model, limits, judged, stage)
     checkpoint = stage.directory / "checkpoint"
     save_quantized(model=model, bits=plan.module_bits, group_size=plan.group_size, directory=checkpoint)
-    judged = _final_judge(shipping)
     # Judged as it ships: loaded from the file by plain transformers.
     loaded = load_model(checkpoint, task=shipping.inputs.task, device=shipping.training.device)
     return {
@@ -118,6 +122,7 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         "size_bytes": (checkpoint / WEIGHTS_FILE).stat().st_size,
         "sha256": weights_sha256(checkpoint),
         "zd": zd(model=model),
+        "baselines": baselines,
         "metrics": judged.metrics(as_forward(loaded)),
     }
 
@@ -127,6 +132,29 @@ def _final_judge(shipping: _Shipping) -> Judge:
     return judge(
         shipping.training, teacher=teacher, data=evaluation_data(shipping.training), precision=torch.float32
     )
+
+
+def _baselines(
+    shipping: _Shipping, model: PreTrainedModel, limits: DeviceLimits, judged: Judge, stage: StageAtWork
+) -> list[dict[str, Any]]:
+    """The same member at the same budget with bits in other orders: what the chosen order has to beat."""
+    quantization = shipping.request.spec.pipeline.quantization
+    if quantization is None:
+        return []
+    found = []
+    for index, importance in enumerate(_BASELINE_ORDERS):
+        stage.check_stop(index, len(_BASELINE_ORDERS) + 1, f"baselines for {limits.target}")
+        plan = plan_bits(
+            model=model,
+            quantization=quantization.model_copy(update={"importance": importance}),
+            batches=sample_batches(shipping.inputs.calibration, batch_size=32),
+            max_bytes=limits.max_bytes,
+            seed=shipping.request.spec.seed,
+        )
+        with fake_quantized(model, bits=plan.module_bits, group_size=plan.group_size):
+            metrics = judged.metrics(as_forward(model))
+        found.append({"importance": importance, "size_bytes": plan.size_bytes, "metrics": metrics})
+    return found
 
 
 def _plan_entry(plan: BitPlan) -> dict[str, Any]:
@@ -200,6 +228,7 @@ def _publish_body(shipping: _Shipping, quantized: dict[str, FinishedStage], stag
             family=family,
             trained=shipping.trained,
             quantized={target: source.record for target, source in quantized.items()},
+            data_digests=shipping.inputs.data_digests,
         ),
         directory=stage.directory / "report",
     )

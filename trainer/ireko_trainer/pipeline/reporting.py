@@ -1,0 +1,152 @@
+"""From the records of the stages to the plain numbers that the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ireko_api.handoff import Family, Member, RunRequest
+from ireko_trainer.pipeline.choosing import shape_from
+from ireko_trainer.pipeline.family import Trained
+from ireko_trainer.report import (
+    BaselineEntry,
+    CandidateEntry,
+    Curve,
+    Importance,
+    MatrixBits,
+    MemberEntry,
+    ReportContent,
+    TeacherEntry,
+)
+from ireko_trainer.search.limits import MEBIBYTE
+from ireko_trainer.tracking.journal import curves
+from ireko_trainer.tracking.lineage import versions
+
+Records = Mapping[str, Mapping[str, Any]]
+"""Device target → record of its quantize stage."""
+
+
+def report_content(
+    *,
+    request: RunRequest,
+    metric: str,
+    family: Family,
+    trained: Trained,
+    quantized: Records,
+    data_digests: Mapping[str, str],
+) -> ReportContent:
+    """Everything on the page of one run."""
+    return ReportContent(
+        name=request.name,
+        model_name=request.spec.registry.model_name or request.name,
+        metric=metric,
+        teacher=TeacherEntry(
+            quality=family.teacher.metrics[metric],
+            size_bytes=family.teacher.size_bytes,
+            parameters=family.teacher.parameters,
+        ),
+        members=tuple(
+            _member(request, member, trained=trained, record=quantized[member.target], metric=metric)
+            for member in family.members
+        ),
+        candidates=tuple(_candidates(trained)),
+        baselines=tuple(_baselines(quantized, metric=metric)),
+        curves=tuple(
+            Curve(stage=stage, points=tuple(points))
+            for stage, directory in trained.curves.items()
+            if (points := curves(Path(directory)))
+        ),
+        importance=tuple(_importance(request, quantized)),
+        lineage=tuple(_lineage(request, family, data_digests)),
+        tracking_uri=request.tracking_uri,
+        task=request.spec.teacher.task,
+        created=datetime.now(tz=UTC).date(),
+    )
+
+
+def _member(
+    request: RunRequest, member: Member, *, trained: Trained, record: Mapping[str, Any], metric: str
+) -> MemberEntry:
+    target = next(target for target in request.spec.device_targets if target.name == member.target)
+    floors = [] if target.constraints.min_quality is None else [target.constraints.min_quality]
+    if target.constraints.min_quality_ratio is not None:
+        floors.append(target.constraints.min_quality_ratio * trained.teacher["metrics"][metric])
+    return MemberEntry(
+        target=member.target,
+        quality=member.metrics[metric],
+        size_bytes=member.size_bytes,
+        parameters=member.parameters,
+        average_bits=member.average_bits,
+        hidden=member.shape.hidden,
+        heads=member.shape.heads,
+        intermediate=member.shape.intermediate,
+        layers=member.shape.layers,
+        max_size_bytes=int(target.constraints.max_size_mib * MEBIBYTE),
+        min_quality=max(floors, default=None),
+        metrics=member.metrics,
+        bits=tuple(_matrix_bits(record)),
+    )
+
+
+def _candidates(trained: Trained) -> Iterator[CandidateEntry]:
+    for candidate in trained.candidates:
+        target = candidate["target"]
+        chosen = target is not None and trained.members[target]["shape"] == candidate["shape"]
+        bits = candidate["average_bits"]
+        yield CandidateEntry(
+            label=f"{shape_from(candidate['shape'])}" + ("" if target is None else f" for {target}"),
+            size_bytes=candidate["size_bytes"],
+            quality=candidate["quality"],
+            average_bits=None if target is None else bits,
+            chosen=chosen,
+        )
+
+
+def _baselines(quantized: Records, *, metric: str) -> Iterator[BaselineEntry]:
+    for target, record in quantized.items():
+        for baseline in record["baselines"]:
+            yield BaselineEntry(
+                label=f"{target}, bits by {baseline['importance']}",
+                size_bytes=baseline["size_bytes"],
+                quality=baseline["metrics"][metric],
+            )
+
+
+def _importance(request: RunRequest, quantized: Records) -> Iterator[Importance]:
+    quantization = request.spec.pipeline.quantization
+    for target, record in quantized.items():
+        if quantization is not None and quantization.importance in ("LIM", "Reverse"):
+            yield Importance(method="LIM", model=target, scores=_by_layer(record["scores"]))
+        yield Importance(method="ZD", model=target, scores=_by_layer(record["zd"]))
+
+
+def _by_layer(scores: Mapping[str, float]) -> dict[str, float]:
+    return {f"layer {index}": value for index, value in enumerate(scores.values())}
+
+
+def _matrix_bits(record: Mapping[str, Any]) -> Iterator[MatrixBits]:
+    blocks = list(record["block_bits"])
+    for module, bits in record["module_bits"].items():
+        block = next((name for name in blocks if module.startswith(f"{name}.")), None)
+        if block is not None:
+            matrix = module.removeprefix(f"{block}.")
+            yield MatrixBits(block=f"layer {blocks.index(block)}", matrix=matrix, bits=bits)
+        else:
+            place = "embeddings" if "embedding" in module else "head"
+            yield MatrixBits(block=place, matrix=module.rpartition(".")[2], bits=bits)
+
+
+def _lineage(
+    request: RunRequest, family: Family, data_digests: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    yield "run", request.uid
+    yield "MLflow run", family.run_id
+    yield "spec sha256", request.spec_digest
+    yield "teacher", request.spec.teacher.model
+    yield "teacher sha256", family.teacher.sha256
+    for split, digest in data_digests.items():
+        yield f"{split} data sha256", digest
+    yield "seed", str(request.spec.seed)
+    yield from versions().items()
