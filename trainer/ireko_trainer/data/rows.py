@@ -9,7 +9,6 @@ inside a block) and cannot say which line is broken. Parquet has types and no li
 from __future__ import annotations
 
 import csv
-import io
 import json
 import tempfile
 import zlib
@@ -30,6 +29,9 @@ FORMATS_BY_SUFFIX = {
     ".txt": "text",
 }
 _COMPRESSED = (".gz", ".bz2", ".xz")
+
+_PARQUET_BATCH = 1024
+"""Rows decoded at a time. Without it the size of the first row group is taken, which fails when that is empty."""
 
 TEXT_COLUMN = "text"
 """The column under which plain text appears."""
@@ -112,18 +114,22 @@ def _open(location: Location) -> IO[bytes]:
     return opened
 
 
-def _lines(location: Location) -> Iterator[tuple[int, str]]:
-    """Numbered lines without their ends; blank ones are left out."""
+def _decoded(location: Location) -> Iterator[tuple[int, str]]:
+    """Numbered lines with their ends."""
     with _open(location) as file:
         for number, raw in enumerate(file, start=1):
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise _broken(
                     location, number, f"not UTF-8 ({error.reason}); save the file as UTF-8."
                 ) from error
-            if line:
-                yield number, line
+
+
+def _lines(location: Location) -> Iterator[tuple[int, str]]:
+    """Numbered lines without the space around them; blank ones are left out."""
+    stripped = ((number, line.strip()) for number, line in _decoded(location))
+    return ((number, line) for number, line in stripped if line)
 
 
 def _text_lines(location: Location) -> Iterator[Row]:
@@ -147,18 +153,14 @@ def _json_lines(location: Location) -> Iterator[Row]:
 
 def _csv(location: Location) -> Iterator[Row]:
     delimiter = "\t" if _suffix(location.path) == ".tsv" else ","
-    with io.TextIOWrapper(_open(location), encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            columns = next(reader, None)
-            for fields in reader:
-                if fields:
-                    yield Row(reader.line_num, _record(location, reader.line_num, columns or [], fields))
-        except csv.Error as error:
-            raise _broken(location, reader.line_num, f"broken CSV ({error}); check the quotes.") from error
-        except UnicodeDecodeError as error:
-            problem = f"not UTF-8 here or shortly after ({error.reason}); save the file as UTF-8."
-            raise _broken(location, reader.line_num + 1, problem) from error
+    reader = csv.reader((line for _, line in _decoded(location)), delimiter=delimiter, strict=True)
+    try:
+        columns = next(reader, [])
+        for fields in reader:
+            if fields:
+                yield Row(reader.line_num, _record(location, reader.line_num, columns, fields))
+    except csv.Error as error:
+        raise _broken(location, reader.line_num, f"broken CSV ({error}); check the quotes.") from error
 
 
 def _record(location: Location, line: int, columns: list[str], fields: list[str]) -> dict[str, object]:
@@ -179,7 +181,12 @@ def _parquet(location: Location) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="ireko-datasets-") as cache:
         try:
             table = datasets.load_dataset(
-                "parquet", data_files=url, split="train", streaming=True, cache_dir=cache
+                "parquet",
+                data_files=url,
+                split="train",
+                streaming=True,
+                cache_dir=cache,
+                batch_size=_PARQUET_BATCH,
             )
             for number, values in enumerate(table, start=1):
                 yield Row(number, values)

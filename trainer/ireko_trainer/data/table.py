@@ -114,10 +114,10 @@ def _labels(rows: Sequence[Row], *, source: DataSource, unit: str, field: str) -
     labels = [row.values.get(column) for row in rows]
     missing = [row.place for row, label in zip(rows, labels, strict=True) if label is None]
     if missing:
-        others = f", nor have {len(missing) - 1} other rows" if len(missing) > 1 else ""
         raise UserError(
-            f"{field}.labelColumn: {source.uri}, {unit} {missing[0]} has no label in column "
-            f"{column!r}{others}; label every row, or remove labelColumn to use the texts alone."
+            f"{field}.labelColumn: {source.uri}, {unit} {missing[0]} has no label in column {column!r} "
+            f"({len(missing)} of {len(rows)} rows have none); label every row, or remove labelColumn to use the "
+            "texts alone."
         )
     return labels
 
