@@ -99,6 +99,9 @@ def run(
         ended = _follow(manifest, file=file, workdir=Workdir.at(workdir), tracking_uri=tracking_uri)
     except OperatorError as error:
         _fail(error, again=None if isinstance(error, ManifestError | UsageError) else again)
+    except KeyboardInterrupt:  # before the reconcile took Ctrl-C over
+        error_console().print(f"Interrupted before anything was started. Go on with: {again}")
+        raise typer.Exit(EXIT_STATUS["Interrupted"]) from None
     status = ended.status
     if output is Output.JSON:
         typer.echo(
