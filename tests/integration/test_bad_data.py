@@ -280,6 +280,20 @@ def test_the_sentence_names_field_value_and_remedy(
         assert str(caught.value) == expected
 
 
+def test_a_bucket_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs", reason="needs the extra s3")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_MAX_ATTEMPTS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    data = Data(train=DataSource(uri="s3://bucket/train.jsonl", label_column="label"))
+    with pytest.raises(UserError) as caught:
+        label_space(data=data, base_dir=tmp_path, head=None)
+    assert str(caught.value) == (
+        "spec.data.train.uri: s3://bucket/train.jsonl cannot be read (Could not connect to the endpoint URL: "
+        '"http://127.0.0.1:9/bucket/train.jsonl"); check the file and your access to it.'
+    )
+
+
 @pytest.mark.parametrize(
     ("labels", "settings", "sentence"),
     [

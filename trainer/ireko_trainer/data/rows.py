@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, NamedTuple
 
-from ireko_trainer.data.location import Location
+from ireko_trainer.data.location import Location, scheme_of
 from ireko_trainer.errors import UserError
 
 FORMATS_BY_SUFFIX = {
@@ -100,9 +100,20 @@ def _readable(location: Location) -> Iterator[None]:
     except IsADirectoryError as error:
         raise UserError(f"{field}: {shown} is a directory; name the file in it.") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{field}: {shown} cannot be read ({error}); check the file and your access to it."
-        ) from error
+        raise _unreadable(location, error) from error
+    except UserError:
+        raise
+    # Drivers raise errors of their own (botocore's, aiohttp's, …); behind a remote scheme they mean: not reachable.
+    except Exception as error:
+        if scheme_of(location.uri) == "file":
+            raise
+        raise _unreadable(location, error) from error
+
+
+def _unreadable(location: Location, error: Exception) -> UserError:
+    return UserError(
+        f"{location.field}: {location.shown} cannot be read ({error}); check the file and your access to it."
+    )
 
 
 def _broken(location: Location, line: int, problem: str) -> UserError:
