@@ -175,7 +175,8 @@ class Supernet:
                 function).
         """
         slices = self._slices_of(shape)
-        slices.skeleton.train(dropout)
+        if slices.skeleton.training != dropout:
+            slices.skeleton.train(dropout)
         inputs = {name: batch[name] for name in self.layout.architecture.model_inputs if name in batch}
         with self._autocast():
             return cast(
@@ -184,6 +185,8 @@ class Supernet:
                     slices.skeleton,
                     slices.frozen | self._pair_views(slices),
                     kwargs={**inputs, "output_hidden_states": hidden_states, "return_dict": True},
+                    # Every weight is given by its own name; looking for tied ones would walk all modules.
+                    tie_weights=False,
                 ),
             )
 
