@@ -1,8 +1,7 @@
 """Which order of blocks should get the bits? LIM and ZD against chance, at equal bytes, on SST-2.
 
-    python benchmarks/bits.py --threads 2          # 10 to 20 minutes; trains the teacher once (about six
-    more) python benchmarks/bits.py --quick              # a teacher of 20 steps, 100 texts: checks that it
-    runs
+    python benchmarks/bits.py --threads 2    # 10 to 20 minutes, once more six to train the teacher
+    python benchmarks/bits.py --quick        # a teacher of 20 steps, 100 texts: checks that it runs
 
 Two tables. The grid: every matrix of every block at 2, 3 and 4 bits under three rules for the scale. The
 order: budgets that let k of the 6 equal blocks rise one level, so that every order fills the budget to the
