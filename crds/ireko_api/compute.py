@@ -10,8 +10,8 @@ from ireko_api.base import Integer, SpecModel, Text, text, trimmed
 from ireko_api.quantity import Quantity, parse_quantity, to_bytes
 
 _MODEL_NAME = text(
-    pattern=r"^[^\s/:]([^/:]*[^\s/:])?$",
-    form="a name without slashes, colons and spaces around it",
+    pattern=r"^[^\s/:@]([^/:@]*[^\s/:@])?$",
+    form="a name without slashes, colons, at signs and spaces around it",
     max_length=256,
 )
 
@@ -61,5 +61,5 @@ class Registry(SpecModel):
     experiment: Annotated[Text, trimmed(max_length=256)] = "ireko"
     """Name of the MLflow experiment, made when absent."""
     model_name: Annotated[Text, _MODEL_NAME] | None = None
-    """Name of the registered model whose versions the members become; no slash, no colon. Without it the name
+    """Name of the registered model whose versions the members become; no slash, colon or at sign. Without it the name
     of the run."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ireko_api.base import INT32_MAX, NUMBER, Integer, SpecModel, Text, name_of
+from ireko_api.base import INT32_MAX, NUMBER, Integer, Rule, SpecModel, Text, name_of
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "agreement", "fidelity", "neighbours"]
 
@@ -29,6 +30,16 @@ class Constraints(SpecModel):
 
 class DeviceTarget(SpecModel):
     """One class of devices that one member of the family is chosen for."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            message="names of deviceTargets become aliases in MLflow, which keeps latest and v1, v2, … for"
+            " itself: choose another name",
+            cel="self.name != 'latest' && !self.name.matches('^v[0-9]+$')",
+            holds=lambda target: target.name != "latest" and not re.fullmatch(r"v[0-9]+", target.name),
+            field="name",
+        ),
+    )
 
     name: Annotated[Text, name_of(max_length=63)]
     """Name of the class, e.g. `gateway`; the alias of the registered model version. Lower-case letters,

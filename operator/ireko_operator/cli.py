@@ -23,7 +23,7 @@ from ireko_api.crd import custom_resource_definition
 from ireko_api.spec import CompressionRun
 from ireko_operator.errors import ManifestError, OperatorError, UsageError
 from ireko_operator.manifest import find_problem_lines, load_run
-from ireko_operator.render import Row, error_console, family_table, view_for
+from ireko_operator.render import Row, error_console, family_table, table_console, view_for
 from ireko_operator.result import EXIT_STATUS, result_of
 from ireko_operator.workdir import Workdir
 
@@ -111,7 +111,7 @@ def run(
             )
         )
     if status.phase == "Succeeded":
-        _show_success(ended, Console(stderr=output is Output.JSON, soft_wrap=True))
+        _show_success(ended, table_console(stderr=output is Output.JSON))
     else:
         _show_failure(ended, again=again)
     raise typer.Exit(EXIT_STATUS[status.phase])
@@ -174,7 +174,7 @@ def show(
     table = family_table(
         registered.rows(members), name=name, teacher_size_bytes=registered.teacher_size_bytes(members)
     )
-    Console(soft_wrap=True).print(table)
+    table_console().print(table)
 
 
 def _follow(run: CompressionRun, *, file: Path, workdir: Workdir, tracking_uri: str | None) -> Ended:

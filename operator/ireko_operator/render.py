@@ -26,11 +26,20 @@ from ireko_api import handoff
 
 MIB = 1024 * 1024
 _PERCENT_STEP = 10
+_TABLE_WIDTH = 132
 
 
 def error_console() -> Console:
     """Standard error, without wrapping or markup: sentences hold paths and brackets."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def table_console(*, stderr: bool = False) -> Console:
+    """A console for tables: as wide as the terminal, wide enough for every column where there is none."""
+    console = Console(stderr=stderr, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, _TABLE_WIDTH)
+    return console
 
 
 class View(Protocol):

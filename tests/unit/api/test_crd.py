@@ -158,7 +158,7 @@ def test_each_rule_stands_in_the_crd_under_its_sentence(path: str, rule: Rule) -
 
 @pytest.mark.parametrize(("path", "rule"), PLACED_RULES, ids=RULE_IDS)
 def test_each_rule_names_fields_that_exist(path: str, rule: Rule) -> None:
-    methods = {"all", "size", "isSorted", "map", "exists_one", "min", "max", "startsWith"}
+    methods = {"all", "size", "isSorted", "map", "exists_one", "min", "max", "startsWith", "matches"}
     for mentioned in [*re.findall(r"\bself((?:\.\w+)+)", rule.cel), f".{rule.field}"]:
         node = NODES[path]
         for word in mentioned.removeprefix(".").split("."):

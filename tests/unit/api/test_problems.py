@@ -95,7 +95,7 @@ FORM = [
         "registry.modelName",
         "a/b",
         '"a/b" is not allowed;'
-        " expected a name without slashes, colons and spaces around it, of 1 to 256 characters",
+        " expected a name without slashes, colons, at signs and spaces around it, of 1 to 256 characters",
     ),
 ]
 
@@ -253,6 +253,11 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
         {"deviceTargets": [{"name": "a", "constraints": {"maxSizeMiB": size}} for size in (1, 2)]},
         "deviceTargets",
         "names of deviceTargets must differ",
+    ),
+    (
+        {"deviceTargets": [{"name": "v1", "constraints": {"maxSizeMiB": 1}}]},
+        "deviceTargets[0].name",
+        "names of deviceTargets become aliases in MLflow",
     ),
     (
         {**EMBEDDINGS, "evaluation.metric": "accuracy"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from ireko_api.handoff import RunRequest
 from ireko_api.spec import DataSource
 from ireko_trainer.data import EncodedDataset, label_space, load_data, split_holdout
+from ireko_trainer.errors import UserError
 from ireko_trainer.evaluation import default_metric
 from ireko_trainer.teacher import LoadedTeacher, head_labels, load_teacher, resolve
 
@@ -92,6 +93,13 @@ def _load_teacher(request: RunRequest, *, base_dir: Path, cache_dir: Path) -> Lo
             uri=spec.teacher.model, base_dir=base_dir, revision=spec.teacher.revision, cache_dir=cache_dir
         )
         labels = label_space(data=spec.data, base_dir=base_dir, head=head_labels(directory))
-    return load_teacher(
+    teacher = load_teacher(
         spec=spec.teacher, base_dir=base_dir, cache_dir=cache_dir, labels=labels, seed=spec.seed
     )
+    mlfs = spec.pipeline.mlfs
+    if teacher.new_head and (mlfs is None or mlfs.stages.teacher.method == "Skip"):
+        raise UserError(
+            f"spec.teacher.model: {spec.teacher.model} has no classification head, and nothing trains a new one; set "
+            "spec.pipeline.mlfs.stages.teacher.method to Full, or name a teacher that is fine-tuned on the task"
+        )
+    return teacher
