@@ -13,13 +13,14 @@ from ireko_trainer.report import (
     CandidateEntry,
     Curve,
     Importance,
+    MatrixBits,
     MemberEntry,
     ReportContent,
     TeacherEntry,
 )
-from ireko_trainer.report.naming import matrix_bits
 
 MIB = 1 << 20
+TABLES = ("word", "position", "token_type")
 MATRICES = (
     "attention.self.query",
     "attention.self.key",
@@ -33,17 +34,13 @@ MATRICES = (
 def member(
     target: str, mib: float, limit: float, quality: float, *, layers: int, bits: list[int]
 ) -> MemberEntry:
-    module_bits = {
-        "embeddings.word_embeddings": 8,
-        "embeddings.position_embeddings": 8,
-        "embeddings.token_type_embeddings": 8,
-        **{
-            f"encoder.layer.{layer}.{matrix}": bits[layer % len(bits)]
-            for layer in range(layers)
-            for matrix in MATRICES
-        },
-        "classifier": 8,
-    }
+    tables = [MatrixBits(block="embeddings", matrix=f"{name}_embeddings", bits=8) for name in TABLES]
+    inside = [
+        MatrixBits(block=f"layer {layer}", matrix=matrix, bits=bits[layer % len(bits)])
+        for layer in range(layers)
+        for matrix in MATRICES
+    ]
+    head = MatrixBits(block="head", matrix="classifier", bits=None)
     return MemberEntry(
         target=target,
         quality=quality,
@@ -57,7 +54,7 @@ def member(
         max_size_bytes=int(limit * MIB),
         min_quality=0.8,
         metrics={"accuracy": quality, "agreement": min(1.0, quality + 0.06), "f1": quality - 0.01},
-        bits=matrix_bits(module_bits),
+        bits=(*tables, *inside, head),
     )
 
 

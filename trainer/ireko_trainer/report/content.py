@@ -46,7 +46,7 @@ class MatrixBits:
     block: str
     """As `embeddings`, `layer 0`, `head`: the row of the bit map, in the order of first appearance."""
     matrix: str
-    """As `query`, `intermediate`: the column of the bit map, in the order of first appearance."""
+    """As `attention.self.query`: the column of the bit map, in the order of first appearance."""
     bits: int | None
     """None: not quantized."""
 

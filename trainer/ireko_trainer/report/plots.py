@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from ireko_trainer.report.content import Curve, Importance, MemberEntry, ReportContent
 from ireko_trainer.report.fronts import pareto_front
-from ireko_trainer.report.naming import block_label
+from ireko_trainer.report.naming import block_label, matrix_label
 from ireko_trainer.report.style import (
     Canvas,
     Theme,
@@ -45,6 +45,7 @@ _BIT_COLOURS = {
 _DARK_BITS = 4
 _FLOAT_BITS = 16
 _LONGEST_LABEL = 24
+_MOST_LABELLED_BASELINES = 3
 
 
 def pareto_picture(content: ReportContent, canvas: Canvas) -> bytes:
@@ -119,9 +120,9 @@ def _pareto_labels(content: ReportContent, theme: Theme) -> list[tuple[str, floa
         for index, member in enumerate(content.members)
     ]
     teacher = content.teacher
-    baselines = [
-        (shortened(b.label), b.size_bytes / MEBIBYTE, b.quality, theme.faint) for b in content.baselines
-    ]
+    # More would hide the members; the table lists them all.
+    named = content.baselines if len(content.baselines) <= _MOST_LABELLED_BASELINES else ()
+    baselines = [(shortened(b.label), b.size_bytes / MEBIBYTE, b.quality, theme.faint) for b in named]
     return [*members, (teacher.label, teacher.size_bytes / MEBIBYTE, teacher.quality, theme.ink), *baselines]
 
 
@@ -306,7 +307,8 @@ def _draw_bits(axes: Axes, member: MemberEntry, *, rows: int, theme: Theme) -> N
     axes.set_title(f"{shortened(member.target)} · {member.average_bits:.2f} bits", loc="left", x=0.0)
     axes.set_yticks([index + 0.5 for index in range(len(blocks))], blocks)
     ticks = [index + 0.5 for index in range(len(matrices))]
-    axes.set_xticks(ticks, matrices, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+    labels = [matrix_label(matrix) for matrix in matrices]
+    axes.set_xticks(ticks, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
 
 
 def shortened(label: str) -> str:
