@@ -32,7 +32,9 @@ def data_dir(repository: Path) -> Path:
     """Real data sets and models, from `$IREKO_TEST_DATA` or `../shared/data` beside the repository."""
     directory = Path(os.environ.get("IREKO_TEST_DATA", repository.parent / "shared" / "data"))
     if not directory.is_dir():
-        pytest.skip(f"no test data in {directory}: set IREKO_TEST_DATA to a directory with glue/, models/ and text/")
+        pytest.skip(
+            f"no test data in {directory}: set IREKO_TEST_DATA to a directory with glue/, models/ and text/"
+        )
     return directory
 
 
