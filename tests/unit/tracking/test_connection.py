@@ -15,7 +15,13 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from ireko_trainer.errors import UserError
-from ireko_trainer.tracking.connection import Connection, TrackingUnreachableError, is_outage, redacted
+from ireko_trainer.tracking.connection import (
+    PATIENCE_VARIABLE,
+    Connection,
+    TrackingUnreachableError,
+    is_outage,
+    redacted,
+)
 
 
 def http_error(status: int) -> requests.HTTPError:
@@ -68,6 +74,21 @@ def test_refused_credentials_are_not_retried_and_name_the_variables_to_set() -> 
 def test_a_database_password_never_reaches_a_message() -> None:
     assert redacted("postgresql://ireko:s3cret@db:5432/mlflow") == "postgresql://ireko:***@db:5432/mlflow"
     assert redacted("sqlite:////var/mlflow.db") == "sqlite:////var/mlflow.db"
+
+
+def test_the_environment_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+    with pytest.raises(TrackingUnreachableError, match="did not answer for 0 s"):
+        Connection("http://127.0.0.1:1").call(_refused)
+
+    monkeypatch.setenv(PATIENCE_VARIABLE, "two minutes")
+    with pytest.raises(UserError, match=f"{PATIENCE_VARIABLE} is 'two minutes'; expected seconds from 0"):
+        Connection("http://127.0.0.1:1")
+
+
+def test_last_words_are_no_more_patient_than_the_run() -> None:
+    with pytest.raises(TrackingUnreachableError, match="for 0 s"):
+        Connection("http://127.0.0.1:1", patience_seconds=0).call(_refused, patience_seconds=60)
 
 
 def _refused() -> None:

@@ -8,6 +8,7 @@ writes to is the same case: "database is locked" passes.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from ireko_trainer.errors import UserError
 
 T = TypeVar("T")
 
+PATIENCE_VARIABLE = "IREKO_TRACKING_PATIENCE_SECONDS"
+"""Environment variable that overrides `PATIENCE_SECONDS`."""
 PATIENCE_SECONDS = 120.0
 """How long a call that must succeed is repeated: a restart of an MLflow pod takes less."""
 
@@ -50,22 +53,26 @@ class TrackingUnreachableError(UserError):
 
 
 class Connection:
-    """A client of one tracking server that repeats what an outage made fail."""
+    """A client of one tracking server that repeats what an outage made fail.
 
-    def __init__(self, uri: str, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    Its patience is what is given here, else what the environment says, else `PATIENCE_SECONDS`.
+    """
+
+    def __init__(self, uri: str, *, patience_seconds: float | None = None) -> None:
         self.uri = uri
         self.client: Any = None
-        self._patience = patience_seconds
+        self._patience = _wanted_patience() if patience_seconds is None else patience_seconds
         # Opening a SQLite store touches the database already.
         self.client = self.call(partial(MlflowClient, tracking_uri=uri, registry_uri=uri))
 
     def call(self, action: Callable[[], T], *, patience_seconds: float | None = None) -> T:
         """The result of `action`, repeated while the server is away.
 
-        Raises TrackingUnreachableError when patience ends, UserError when the server refuses the credentials,
-        and whatever else the server says as it is.
+        `patience_seconds` can only shorten the patience of the connection. Raises TrackingUnreachableError when
+        patience ends, UserError when the server refuses the credentials, and whatever else the server says as
+        it is.
         """
-        patience = self._patience if patience_seconds is None else patience_seconds
+        patience = self._patience if patience_seconds is None else min(patience_seconds, self._patience)
         deadline = time.monotonic() + patience
         delay = _FIRST_DELAY_SECONDS
         while True:
@@ -96,6 +103,21 @@ class Connection:
                 "account that may write"
             )
         return error
+
+
+def _wanted_patience() -> float:
+    text = os.environ.get(PATIENCE_VARIABLE, "")
+    if not text:
+        return PATIENCE_SECONDS
+    try:
+        wanted = float(text)
+    except ValueError:
+        wanted = math.nan
+    if not 0 <= wanted < math.inf:
+        raise UserError(
+            f"{PATIENCE_VARIABLE} is {text!r}; expected seconds from 0, e.g. {PATIENCE_SECONDS:.0f}"
+        )
+    return wanted
 
 
 def is_outage(error: Exception) -> bool:

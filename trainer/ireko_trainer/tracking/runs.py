@@ -31,7 +31,7 @@ from ireko_api.handoff import (
     RunRequest,
 )
 from ireko_trainer.errors import InterruptedRunError, UserError
-from ireko_trainer.tracking.connection import PATIENCE_SECONDS, Connection
+from ireko_trainer.tracking.connection import Connection
 from ireko_trainer.tracking.courier import Courier
 from ireko_trainer.tracking.lineage import flat_parameters
 from ireko_trainer.tracking.operations import (
@@ -68,7 +68,7 @@ class FamilyRun:
         self._courier = Courier(connection=connection, run_id=run_id)
 
     @classmethod
-    def open(cls, request: RunRequest, *, patience_seconds: float = PATIENCE_SECONDS) -> FamilyRun:
+    def open(cls, request: RunRequest, *, patience_seconds: float | None = None) -> FamilyRun:
         """Find or create the parent run of a request and set it running.
 
         Raises TrackingUnreachableError when MLflow stays away, UserError for an experiment that was deleted.
