@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ireko_trainer.data import EncodedDataset
+from ireko_trainer.errors import InterruptedRunError
 from ireko_trainer.evaluation import predict
 from ireko_trainer.mlfs import Shape, Supernet, shapes_of_space, skeleton, teacher_shape
-from ireko_trainer.pipeline.bits import plan_bits, uniform_bits, uniform_size
-from ireko_trainer.pipeline.judging import SAMPLE_SIZE, Judge, as_forward, sample_batches
+from ireko_trainer.pipeline.bits import BitPlanner, uniform_bits, uniform_size
+from ireko_trainer.pipeline.judging import Judge, as_forward, sample_batches
 from ireko_trainer.pipeline.stage import StageAtWork
 from ireko_trainer.pipeline.store import FinishedStage, Json, content_key
 from ireko_trainer.pipeline.training import Training, make_supernet
@@ -25,6 +26,8 @@ from ireko_trainer.search.selection import Candidate, choose
 
 SHAPES_PER_TARGET = 2
 """Shapes trained for each target. More would give each of them fewer steps of its own."""
+_PALETTE_SAMPLE = 128
+"""Texts on which untrained slices are compared; dozens of slices are, and the comparison is a rough one anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +158,7 @@ def _predictors(
     quantization = training.request.spec.pipeline.quantization
     group_size = 64 if quantization is None else quantization.group_size
     calibration = training.inputs.calibration
-    sample = calibration.take(min(SAMPLE_SIZE, len(calibration)))
+    sample = calibration.take(min(_PALETTE_SAMPLE, len(calibration)))
     judged = judge(training, teacher=model, data=sample, precision=training.precision)
     supernet = Supernet(model=model)
 
@@ -165,7 +168,8 @@ def _predictors(
 
     @cache
     def quality_of(shape: Shape, bits: int | None) -> float:
-        stage.check_stop(0, 1, f"untrained {shape}")
+        if stage.stop():
+            raise InterruptedRunError(f"stopped in stage {stage.name} at the untrained {shape}")
         slice_ = supernet.extract(shape)
         module_bits = uniform_bits(describe(slice_), bits=bits)
         with fake_quantized(slice_, bits=module_bits, group_size=group_size):
@@ -238,10 +242,11 @@ def _select_body(
     for index, shape in enumerate(shapes):
         source = weights_of(training, shape, full=full, ordered=ordered, trained=trained)
         model = _cut(training, source, shape)
+        planner = _planner(training, model)
         entries.append(_float_entry(model, shape, judged))
         for number, limits in enumerate(targets):
             stage.check_stop(index * len(targets) + number, total, f"{shape} for {limits.target}")
-            candidate = _candidate(training, model, shape, limits, judged)
+            candidate = _candidate(planner, shape, limits, judged)
             offered[limits.target].append(candidate)
             entries.append(_candidate_entry(candidate, limits.target))
     picks = {limits.target: choose(limits=limits, candidates=offered[limits.target]) for limits in targets}
@@ -264,19 +269,20 @@ def _cut(training: Training, source: FinishedStage, shape: Shape) -> PreTrainedM
     return make_supernet(training, source).extract(shape).eval()
 
 
-def _candidate(
-    training: Training, model: PreTrainedModel, shape: Shape, limits: DeviceLimits, judged: Judge
-) -> Candidate:
-    """The shape with the bits that the target has room for; with the lowest bits if it has room for none."""
+def _planner(training: Training, model: PreTrainedModel) -> BitPlanner:
     spec = training.request.spec
-    plan = plan_bits(
+    return BitPlanner(
         model=model,
         quantization=spec.pipeline.quantization,
-        batches=sample_batches(training.inputs.calibration, batch_size=32, device=training.device),
-        max_bytes=limits.max_bytes,
+        batches=lambda: sample_batches(training.inputs.calibration, batch_size=32, device=training.device),
         seed=spec.seed,
     )
-    with fake_quantized(model, bits=plan.module_bits, group_size=plan.group_size), torch.inference_mode():
+
+
+def _candidate(planner: BitPlanner, shape: Shape, limits: DeviceLimits, judged: Judge) -> Candidate:
+    """The shape with the bits that the target has room for; with the lowest bits if it has room for none."""
+    plan = planner.plan(max_bytes=limits.max_bytes)
+    with planner.applied(plan) as model:
         quality = judged.quality(as_forward(model))
     return Candidate(shape=shape, average_bits=plan.average_bits, size_bytes=plan.size_bytes, quality=quality)
 

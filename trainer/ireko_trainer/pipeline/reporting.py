@@ -58,7 +58,7 @@ def report_content(
             for stage, directory in trained.curves.items()
             if (points := curves(Path(directory)))
         ),
-        importance=tuple(_importance(request, quantized)),
+        importance=tuple(_importance(quantized)),
         lineage=tuple(_lineage(request, family, data_digests)),
         tracking_uri=request.tracking_uri,
         task=request.spec.teacher.task,
@@ -114,11 +114,9 @@ def _baselines(quantized: Records, *, metric: str) -> Iterator[BaselineEntry]:
             )
 
 
-def _importance(request: RunRequest, quantized: Records) -> Iterator[Importance]:
-    quantization = request.spec.pipeline.quantization
+def _importance(quantized: Records) -> Iterator[Importance]:
     for target, record in quantized.items():
-        if quantization is not None and quantization.importance in ("LIM", "Reverse"):
-            yield Importance(method="LIM", model=target, scores=_by_layer(record["scores"]))
+        yield Importance(method="LIM", model=target, scores=_by_layer(record["lim"]))
         yield Importance(method="ZD", model=target, scores=_by_layer(record["zd"]))
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ireko_api.handoff import REPORT_ARTIFACT_DIR, Family, Member, ModelShape, RunRequest, TeacherSummary
 from ireko_trainer.distributed import World
-from ireko_trainer.pipeline.bits import BitPlan, plan_bits
+from ireko_trainer.pipeline.bits import BitPlanner
 from ireko_trainer.pipeline.checkpoints import WEIGHTS_FILE, load_model, weights_sha256
 from ireko_trainer.pipeline.choosing import device_limits, evaluation_data, judge, shape_from
 from ireko_trainer.pipeline.family import Trained
@@ -25,14 +24,14 @@ from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
 from ireko_trainer.pipeline.stop import StopFlag
 from ireko_trainer.pipeline.store import FinishedStage, Json, StageStore, content_key
 from ireko_trainer.pipeline.training import Training
-from ireko_trainer.quant import fake_quantized, save_quantized, zd
+from ireko_trainer.quant import Importance, save_quantized
 from ireko_trainer.report import REPORT_FILE, write_report
 from ireko_trainer.search.limits import DeviceLimits
 from ireko_trainer.search.selection import Candidate, require_fit
 from ireko_trainer.serving import Bundle, log_member, write_bundle
 from ireko_trainer.tracking.runs import FamilyRun
 
-_BASELINE_ORDERS = ("Uniform", "Random", "Reverse")
+_BASELINE_ORDERS: tuple[Importance, ...] = ("Uniform", "Random", "Reverse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,24 +103,33 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
     stage.check_stop(0, 1, f"bits for {limits.target}")
     source = Path(shipping.trained.members[limits.target]["checkpoint"])
     model = shipping.training.load(source)
-    plan = plan_bits(
+    planner = BitPlanner(
         model=model,
         quantization=shipping.request.spec.pipeline.quantization,
-        batches=sample_batches(shipping.inputs.calibration, batch_size=32),
-        max_bytes=limits.max_bytes,
+        batches=lambda: sample_batches(shipping.inputs.calibration, batch_size=32),
         seed=shipping.request.spec.seed,
     )
+    plan = planner.plan(max_bytes=limits.max_bytes)
     judged = _final_judge(shipping)
-    baselines = _baselines(shipping, model, limits, judged, stage)
+    baselines = _baselines(shipping, planner, limits, judged, stage)
     checkpoint = stage.directory / "checkpoint"
-    save_quantized(model=model, bits=plan.module_bits, group_size=plan.group_size, directory=checkpoint)
+    save_quantized(
+        model=model,
+        bits=plan.module_bits,
+        group_size=planner.group_size,
+        directory=checkpoint,
+        weights=planner.weights,
+    )
     # Judged as it ships: loaded from the file by plain transformers.
     loaded = load_model(checkpoint, task=shipping.inputs.task, device=shipping.training.device)
     return {
-        **_plan_entry(plan),
+        "average_bits": plan.average_bits,
+        "block_bits": dict(plan.block_bits),
+        "module_bits": dict(plan.module_bits),
+        "lim": planner.lim,
+        "zd": planner.zd,
         "size_bytes": (checkpoint / WEIGHTS_FILE).stat().st_size,
         "sha256": weights_sha256(checkpoint),
-        "zd": zd(model=model),
         "baselines": baselines,
         "metrics": judged.metrics(as_forward(loaded)),
     }
@@ -135,35 +143,19 @@ def _final_judge(shipping: _Shipping) -> Judge:
 
 
 def _baselines(
-    shipping: _Shipping, model: PreTrainedModel, limits: DeviceLimits, judged: Judge, stage: StageAtWork
+    shipping: _Shipping, planner: BitPlanner, limits: DeviceLimits, judged: Judge, stage: StageAtWork
 ) -> list[dict[str, Any]]:
     """The same member at the same budget with bits in other orders: what the chosen order has to beat."""
-    quantization = shipping.request.spec.pipeline.quantization
-    if quantization is None:
+    if shipping.request.spec.pipeline.quantization is None:
         return []
     found = []
     for index, importance in enumerate(_BASELINE_ORDERS):
         stage.check_stop(index, len(_BASELINE_ORDERS) + 1, f"baselines for {limits.target}")
-        plan = plan_bits(
-            model=model,
-            quantization=quantization.model_copy(update={"importance": importance}),
-            batches=sample_batches(shipping.inputs.calibration, batch_size=32),
-            max_bytes=limits.max_bytes,
-            seed=shipping.request.spec.seed,
-        )
-        with fake_quantized(model, bits=plan.module_bits, group_size=plan.group_size):
+        plan = planner.plan(max_bytes=limits.max_bytes, importance=importance)
+        with planner.applied(plan) as model:
             metrics = judged.metrics(as_forward(model))
         found.append({"importance": importance, "size_bytes": plan.size_bytes, "metrics": metrics})
     return found
-
-
-def _plan_entry(plan: BitPlan) -> dict[str, Any]:
-    return {
-        "average_bits": plan.average_bits,
-        "block_bits": dict(plan.block_bits),
-        "module_bits": dict(plan.module_bits),
-        "scores": dict(plan.scores),
-    }
 
 
 def _require_fit(shipping: _Shipping, limits: DeviceLimits, quantized: FinishedStage) -> None:
