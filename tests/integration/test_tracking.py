@@ -210,6 +210,15 @@ def test_progress_and_curves_are_seen_while_the_stage_works(mlflow_sqlite_uri: s
     close(run)
 
 
+def test_a_closed_run_has_sent_its_last_progress_and_goes_on(mlflow_sqlite_uri: str, tmp_path: Path) -> None:
+    worker = FamilyRun.open(request(mlflow_sqlite_uri, tmp_path))
+    worker.progress(progress(42))
+    worker.close()
+    run = MlflowClient(mlflow_sqlite_uri).get_run(worker.run_id)
+    assert json.loads(run.data.tags[TAG_PROGRESS])["percent"] == 42
+    assert run.info.status == "RUNNING"
+
+
 def test_a_stage_that_trains_in_another_process_is_followed_through_its_journal(
     mlflow_sqlite_uri: str, tmp_path: Path
 ) -> None:

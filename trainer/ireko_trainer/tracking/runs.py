@@ -179,6 +179,18 @@ class FamilyRun:
         client = self.connection.client
         self.connection.call(lambda: client.log_artifacts(self.run_id, str(directory), artifact_path))
 
+    def close(self) -> None:
+        """Stop sending, after the latest progress; the run goes on, in another process or another `FamilyRun`.
+
+        Whoever opened the run and neither finishes nor fails it closes it, so that a progress that an outage
+        held back cannot overwrite a newer one.
+        """
+        self._courier.stop()
+        try:
+            self.connection.call(self._courier.send_progress, patience_seconds=0)
+        except (UserError, MlflowException) as error:
+            log.warning("the latest progress was not sent: %s", error)
+
     def finish(self, *, family: Family, report_directory: Path) -> None:
         """Hand the family over: the report, then `family.json`, then the status that vouches for both."""
         self._courier.stop()
