@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +98,8 @@ def run_on_workers(
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    _start_ray(cpus=workers * resources.cpus, gpus=workers * resources.gpus)
+    with _own_signal_handlers():
+        _start_ray(cpus=workers * resources.cpus, gpus=workers * resources.gpus)
     try:
         TorchTrainer(
             _worker,
@@ -143,6 +146,17 @@ def _log_to_file(path: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("ireko_trainer").addHandler(handler)
     logging.getLogger("ireko_trainer").setLevel(logging.INFO)
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Put the process's handlers back afterwards: Ray aborts the driver at SIGTERM, before anything is saved."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _start_ray(*, cpus: float, gpus: float) -> None:

@@ -67,12 +67,17 @@ def train_family(request_file: str, world: World) -> None:
     """
     request = RunRequest.model_validate_json(Path(request_file).read_text())
     storage = Path(request.storage)
+    family: FamilyRun | None = None
     try:
-        trained = _train(request, world)
+        family = FamilyRun.open(request) if world.rank == 0 else None
+        trained = _train(request, world, family)
     except (UserError, InterruptedRunError) as error:
         if world.rank == 0:
             write_failure(storage, failure_of(error))
         return
+    finally:
+        if family is not None:
+            family.close()
     if world.rank == 0:
         write_json(storage / TRAINED_FILE, vars(trained))
 
@@ -92,7 +97,7 @@ def write_failure(storage: Path, failure: Failure) -> None:
     write_bytes(storage / FAILURE_FILE, failure.to_json().encode())
 
 
-def _train(request: RunRequest, world: World) -> Trained:
+def _train(request: RunRequest, world: World, family: FamilyRun | None) -> Trained:
     storage = Path(request.storage)
     training = Training(
         request=request,
@@ -102,7 +107,7 @@ def _train(request: RunRequest, world: World) -> Trained:
             world=world,
             stop=StopFlag(storage=storage),
             meter=meter_for(request.spec),
-            family=FamilyRun.open(request) if world.rank == 0 else None,
+            family=family,
         ),
         precision=training_precision(
             wanted=request.spec.pipeline.mlfs.precision if request.spec.pipeline.mlfs else "auto",

@@ -21,6 +21,7 @@ from ireko_trainer.report import (
     TeacherEntry,
 )
 from ireko_trainer.search.limits import MEBIBYTE
+from ireko_trainer.tracking.connection import redacted
 from ireko_trainer.tracking.journal import curves
 from ireko_trainer.tracking.lineage import versions
 
@@ -60,7 +61,7 @@ def report_content(
         ),
         importance=tuple(_importance(quantized)),
         lineage=tuple(_lineage(request, family, data_digests)),
-        tracking_uri=request.tracking_uri,
+        tracking_uri=redacted(request.tracking_uri),
         task=request.spec.teacher.task,
         created=datetime.now(tz=UTC).date(),
     )
