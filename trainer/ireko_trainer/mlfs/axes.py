@@ -28,9 +28,7 @@ class Axis(Enum):
     INTERMEDIATE = "intermediate"
     """Neurons of one layer's feed-forward part: each layer has its own order."""
     POOLED = "pooled"
-    """Outputs of the pooler: as many as hidden channels, but not the residual stream, so an order of their
-    own.
-    """
+    """Outputs of the pooler: as many as hidden channels, but with an order of their own."""
     FIXED = "fixed"
     """Vocabulary, positions, classes: never cut."""
 
@@ -45,9 +43,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One row of an axis table: a parameter name (relative, see `Architecture`) and the axis of each
-    dimension.
-    """
+    """One row of an axis table: a relative parameter name and the axis of each dimension."""
 
     name: str
     axes: tuple[Axis, ...]
@@ -131,15 +127,11 @@ class Layout:
     """Prefix of a layer's parameters in this model, before the index: `bert.encoder.layer.`."""
 
     def block_name(self, layer: int, name: str) -> str:
-        """The full name of a block's module or parameter: `(2, "output.dense")` to
-        `encoder.layer.2.output.dense`.
-        """
+        """The full name of something in a block: `(2, "output.dense")` to `encoder.layer.2.output.dense`."""
         return f"{self.block_prefix}{layer}.{name}"
 
     def source_name(self, name: str, shape: Shape) -> str:
-        """The name in the full model of what a subnet of this shape calls `name`: kept layers are
-        renumbered.
-        """
+        """What the full model calls the `name` of a subnet, whose kept layers are renumbered."""
         if not name.startswith(self.block_prefix):
             return name
         index, _, rest = name[len(self.block_prefix) :].partition(".")
@@ -158,9 +150,7 @@ class Layout:
         )
 
     def names_on(self, axis: Axis, *, layer: int | None = None) -> list[tuple[str, int]]:
-        """Every (parameter, dimension) that lies on this axis, of one layer or, with `None`, of the whole
-        model.
-        """
+        """Every (parameter, dimension) on this axis, of one layer or, with `None`, of the whole model."""
         return [
             (name, dimension)
             for name, place in self.places.items()

@@ -86,9 +86,7 @@ def measure_importance(*, model: PreTrainedModel, batches: Iterable[Batch]) -> I
 
 
 def permute(*, model: PreTrainedModel, orders: Mapping[Key, Tensor]) -> None:
-    """Reorder axes of a model in place: every parameter on an axis follows, so the function stays the
-    same.
-    """
+    """Reorder axes in place: every parameter on an axis follows, so the function stays the same."""
     layout = layout_of(model)
     parameters = dict(model.named_parameters())
     with torch.no_grad():

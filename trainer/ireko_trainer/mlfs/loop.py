@@ -41,9 +41,7 @@ class Optimization:
 
 
 class TrainingState(TypedDict):
-    """All of a stage in progress, as plain tensors and numbers: `torch.save` it, `torch.load` it
-    weights-only.
-    """
+    """All of a stage in progress, in plain tensors and numbers: it can be loaded weights-only."""
 
     stage: str
     step: int
@@ -64,9 +62,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the outside world does to and learns from a stage; the defaults are one worker that tells
-    nobody.
-    """
+    """What the world does to and learns from a stage; the defaults: one worker that tells nobody."""
 
     all_reduce: Callable[[Sequence[Tensor]], None] = _nothing
     """Replaces each tensor by its mean over the workers, in place."""
@@ -75,9 +71,7 @@ class Hooks:
     on_step: Callable[[int, Mapping[str, float]], None] = _nothing
     """Told the number of steps done and the metrics of the last one."""
     save: Callable[[TrainingState], None] = _nothing
-    """Given the state every `checkpoint_seconds` and at a stop. The tensors are training's own: write, don't
-    keep.
-    """
+    """Given the state every `checkpoint_seconds` and at a stop; its tensors go on training, so write them."""
     checkpoint_seconds: float = 60.0
     clock: Callable[[], float] = time.monotonic
 

@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIMILARITY_TEMPERATURE = 0.05
-"""Cosines of sentences lie close together: divided by this, a row's softmax is about its nearest
-neighbours.
-"""
+"""Cosines lie close together: divided by this, a row's softmax is about its nearest neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +69,7 @@ def is_regression(logits: Tensor) -> bool:
 
 
 def similarity_loss(embeddings: Tensor, teacher: Tensor) -> Tensor:
-    """How differently subnet [B, d] and teacher [B, D] see the similarities inside a batch, whatever d and D
-    are.
+    """How differently subnet [B, d] and teacher [B, D] see the similarities inside a batch.
 
     Squared error of the off-diagonal cosines keeps their scale; KL between the rows' softmax keeps the order
     of a sentence's neighbours, which is what retrieval reads. Both are 0 exactly when the cosines agree.
@@ -144,16 +141,12 @@ def feature_loss(
 
 
 def gradient_weight(*, largest: int, subnet: int, gamma: float) -> float:
-    """(n_1/n_j)^γ: how much more a subnet's gradient counts than the maxnet's, n being trainable numbers
-    used.
-    """
+    """(n_1/n_j)^γ: how much more a subnet counts than the maxnet, n being trainable numbers used."""
     return float((largest / subnet) ** gamma)
 
 
 def _off_diagonal_cosines(embeddings: Tensor) -> Tensor:
-    """[B, d] to [B, B-1]: every sentence against every other; with itself the cosine is 1 and teaches
-    nothing.
-    """
+    """[B, d] to [B, B-1]: each sentence against the others; against itself teaches nothing."""
     unit = F.normalize(embeddings.float(), dim=-1)
     count = len(unit)
     cosines = unit @ unit.T

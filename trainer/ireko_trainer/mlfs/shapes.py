@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from ireko_trainer.errors import UserError
 
 INTERMEDIATE_STEP = 32
-"""Intermediate sizes are rounded to multiples of this: what vector units and group-wise quantization
-divide.
-"""
+"""Intermediate sizes are multiples of this: what vector units and group-wise quantization divide."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -1,6 +1,4 @@
-"""From a shape to a standard config, a parameter count and a standard model: the three uses of a slice at
-rest.
-"""
+"""The uses of a slice at rest: a standard config, a parameter count, a standard model."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ from ireko_trainer.mlfs.shapes import Shape, check
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Parameters of a model by part. Embeddings are often half of a small model, so a ratio must say of
-    what.
-    """
+    """Parameters by part. Embeddings are often half of a small model: a ratio must say of what."""
 
     body: int
     embeddings: int
@@ -47,9 +43,7 @@ def subnet_config(config: PretrainedConfig, shape: Shape) -> PretrainedConfig:
 
 
 def count_parameters(model: PreTrainedModel, shape: Shape) -> ParameterCount:
-    """Parameters of the subnet of this shape, counted from the axis table; `model` may lie on the meta
-    device.
-    """
+    """Parameters of the subnet of this shape; `model` may lie on the meta device."""
     layout = layout_of(model)
     check(shape, full=layout.full)
     counts = dict.fromkeys(Role, 0)
@@ -60,9 +54,7 @@ def count_parameters(model: PreTrainedModel, shape: Shape) -> ParameterCount:
 
 
 def skeleton(model: PreTrainedModel, shape: Shape) -> PreTrainedModel:
-    """The ordinary Hugging Face model of the subnet's config, without storage (all tensors on the meta
-    device).
-    """
+    """The ordinary Hugging Face model of the subnet's config, without storage: on the meta device."""
     with torch.device("meta"):
         hollow = type(model)(subnet_config(model.config, shape), **_constructor_arguments(model))
     hollow.eval()

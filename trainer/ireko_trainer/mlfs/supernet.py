@@ -103,9 +103,7 @@ class Supernet:
     # --- stages ---------------------------------------------------------------------------------------------
 
     def begin_stage(self, name: str, *, seed: int) -> None:
-        """Lay a fresh pair over every linear: A uniform (Kaiming, as PEFT), B zero, so no output changes by a
-        bit.
-        """
+        """Lay a fresh pair over every linear: A as PEFT draws it, B zero, so no output changes by a bit."""
         if self.stage is not None:
             raise ValueError(f"stage {self.stage!r} is still open: end it before {name!r} begins")
         generator = torch.Generator().manual_seed(seed)

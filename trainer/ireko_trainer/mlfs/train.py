@@ -1,5 +1,4 @@
-"""The stages of MLFS: fine-tune the teacher, train the supernet's widths, then its depths, then polish
-members.
+"""The stages of MLFS: the teacher, the supernet's widths, its depths, the members.
 
     teacher   W_pre + B_0 A_0   the largest model on the task (or all its weights: better at equal steps)
     widths    … + B_1 A_1       subnets of full depth
@@ -372,9 +371,7 @@ def _on_device(batch: Batch, device: torch.device) -> Batch:
 
 @contextmanager
 def _random_numbers(*, seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Dropout masks of this step alone, so that a resumed run draws the same; global state is left as it
-    was.
-    """
+    """Dropout masks that depend on the step alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + step)
         yield
