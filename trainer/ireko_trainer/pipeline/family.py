@@ -11,7 +11,7 @@ from typing import Any
 from ireko_api.handoff import FAILURE_FILE, Failure, RunRequest
 from ireko_trainer.distributed import World
 from ireko_trainer.errors import InterruptedRunError, UserError
-from ireko_trainer.mlfs import Palette, teacher_shape
+from ireko_trainer.mlfs import Palette, Shape, teacher_shape
 from ireko_trainer.pipeline.choosing import (
     Chosen,
     chosen,
@@ -120,26 +120,35 @@ def _train(request: RunRequest, world: World, family: FamilyRun | None) -> Train
         selected = select_stage(training, ordered=teacher, trained=teacher, shapes=(full,))
         return _members(training, teacher, teacher, selected, stages=[teacher], ordered=teacher)
     ordered = order_stage(training, teacher=teacher)
-    palette = Palette(shapes=palette_shapes(palette_stage(training, ordered=ordered)))
     full = teacher_shape(training.inputs.teacher.model.config)
+    shapes = palette_shapes(palette_stage(training, ordered=ordered))
+    trained = _train_supernet(training, shapes=shapes, full=full, ordered=ordered)
+    selected = select_stage(training, ordered=ordered, trained=trained[-1], shapes=shapes)
+    return _members(training, teacher, trained[-1], selected, stages=[teacher, *trained], ordered=ordered)
+
+
+def _train_supernet(
+    training: Training, *, shapes: tuple[Shape, ...], full: Shape, ordered: FinishedStage
+) -> list[FinishedStage]:
+    """Stages 1 and 2 for the shapes that are not the teacher itself; at least the stage that they start from."""
+    assert training.mlfs is not None
+    in_place = training.mlfs.distillation.teacher == "InPlace"
+    nested = tuple(shape for shape in shapes if in_place or shape != full)
+    if not nested:
+        return [ordered]
+    palette, stages = Palette(shapes=nested), training.mlfs.stages
     widths = supernet_stage(
         training,
         name="widths",
-        settings=training.mlfs.stages.widths,
+        settings=stages.widths,
         palette=palette.widths(full=full),
         teacher=ordered,
         start=ordered,
     )
     depths = supernet_stage(
-        training,
-        name="depths",
-        settings=training.mlfs.stages.depths,
-        palette=palette,
-        teacher=ordered,
-        start=widths,
+        training, name="depths", settings=stages.depths, palette=palette, teacher=ordered, start=widths
     )
-    selected = select_stage(training, ordered=ordered, trained=depths, shapes=palette.shapes)
-    return _members(training, teacher, depths, selected, stages=[teacher, widths, depths], ordered=ordered)
+    return [widths, depths]
 
 
 def _members(
