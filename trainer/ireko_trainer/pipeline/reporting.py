@@ -55,7 +55,7 @@ def report_content(
         candidates=tuple(_candidates(trained)),
         baselines=tuple(_baselines(quantized, metric=metric)),
         curves=tuple(
-            Curve(stage=stage, points=tuple(points))
+            Curve(stage=_stage_title(stage, trained), points=tuple(points))
             for stage, directory in trained.curves.items()
             if (points := curves(Path(directory)))
         ),
@@ -65,6 +65,16 @@ def report_content(
         task=request.spec.teacher.task,
         created=datetime.now(tz=UTC).date(),
     )
+
+
+def _stage_title(stage: str, trained: Trained) -> str:
+    """`widths` as it is; a member's own training by the targets that it ships to, which are shorter than its shape."""
+    targets = [
+        target
+        for target, member in trained.members.items()
+        if stage == f"member-{shape_from(member['shape'])}"
+    ]
+    return f"recovery: {', '.join(targets)}" if targets else stage
 
 
 def _member(

@@ -115,6 +115,7 @@ class StageRunner:
             assert done is not None, f"stage {name} was finished and is not in the store"
         elif self._family is not None:
             self._family.reuse_stage(name=name, key=key, directory=done.directory)
+        if self._family is not None:
             self._family.progress(
                 self._meter.advance(stage=part.phase, step=part.index + 1, total_steps=part.count)
             )

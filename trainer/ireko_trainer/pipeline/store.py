@@ -94,8 +94,11 @@ class StageStore:
 
 
 def write_json(path: Path, content: Json) -> None:
-    """Replace a JSON file atomically; readers see the old or the new content, never a part."""
-    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    """Replace a JSON file atomically; readers see the old or the new content, never a part.
+
+    Keys keep their order: layers are listed from the first to the last.
+    """
+    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
