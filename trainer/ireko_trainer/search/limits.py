@@ -19,6 +19,11 @@ class DeviceLimits:
     min_quality_ratio: float | None = None
     """Of the teacher's quality."""
 
+    @property
+    def max_mebibytes(self) -> float:
+        """The size limit as the manifest has it: whole bytes do not give 0.14 MiB back."""
+        return round(self.max_bytes / MEBIBYTE, 4)
+
     def quality_floor(self, *, teacher_quality: float) -> float | None:
         """The lowest quality that satisfies both quality constraints; None if there is neither."""
         floors = [] if self.min_quality is None else [self.min_quality]
@@ -45,9 +50,7 @@ def misses(
     """Every constraint that a member of this size and quality misses; empty means that it fits."""
     found: list[Miss] = []
     if size_bytes > limits.max_bytes:
-        found.append(
-            Miss(constraint="maxSizeMiB", limit=limits.max_bytes / MEBIBYTE, value=size_bytes / MEBIBYTE)
-        )
+        found.append(Miss(constraint="maxSizeMiB", limit=limits.max_mebibytes, value=size_bytes / MEBIBYTE))
     if limits.min_quality is not None and quality < limits.min_quality:
         found.append(Miss(constraint="minQuality", limit=limits.min_quality, value=quality))
     ratio = quality / teacher_quality if teacher_quality else 0.0

@@ -85,7 +85,7 @@ def _too_small(
     at = f"at {width} bits" if width is not None else "unquantized"
     smallest = -(-size * 100 // MEBIBYTE) / 100
     return (
-        f"{limits.field}.constraints.maxSizeMiB: {limits.max_bytes / MEBIBYTE:g} is too small for {limits.target}: the "
+        f"{limits.field}.constraints.maxSizeMiB: {limits.max_mebibytes:g} is too small for {limits.target}: the "
         f"closest candidate, {describe(shape)} {at}, needs {smallest:g} MiB; raise the limit to that, or add smaller "
         "ratios to spec.pipeline.mlfs.searchSpace"
     )
