@@ -208,7 +208,7 @@ def _inodes(case: Case) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def with_a_third_target(disturbed: Disturbed) -> Changed:
     spec = specification()
-    spec["deviceTargets"].append({"name": "medium", "constraints": {"maxSizeMiB": 0.15}})
+    spec["deviceTargets"].append({"name": "medium", "constraints": {"maxSizeMiB": 0.131}})
     return _rerun(disturbed.case, spec)
 
 

@@ -79,8 +79,8 @@ def test_a_member_predicts_what_the_words_say(undisturbed: Undisturbed, target: 
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@{target}")
 
     answers = model.predict(["w1 w4 w7 w100", "w11 w15 w19 w100"])
-    assert list(answers["label"]) == ["neg", "pos"]
-    assert all(0.5 < score <= 1 for score in answers["score"])
+    assert [answer["label"] for answer in answers] == ["neg", "pos"]
+    assert all(0.5 < answer["score"] <= 1 for answer in answers)
 
 
 @pytest.mark.parametrize("target", TARGETS)
