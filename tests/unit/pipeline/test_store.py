@@ -10,6 +10,7 @@ from ireko_trainer.pipeline.store import (
     StageStore,
     StorageFullError,
     content_key,
+    explained_full_disk,
     explained_io_errors,
     write_json,
 )
@@ -65,3 +66,11 @@ def test_a_full_disk_is_named_with_the_remedy(tmp_path: Path) -> None:
         Path("/dev/full").open("wb", buffering=0) as full,
     ):
         full.write(b"x")
+
+
+def test_a_full_disk_is_recognized_when_only_the_text_of_an_error_names_it(tmp_path: Path) -> None:
+    with pytest.raises(StorageFullError, match=f"{tmp_path}: no space left"), explained_full_disk(tmp_path):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(RuntimeError, match="something else"), explained_full_disk(tmp_path):
+        raise RuntimeError("something else")

@@ -26,7 +26,13 @@ from ireko_trainer.pipeline.plan import meter_for
 from ireko_trainer.pipeline.precision import training_precision
 from ireko_trainer.pipeline.stage import Part, StageRunner
 from ireko_trainer.pipeline.stop import StopFlag
-from ireko_trainer.pipeline.store import FinishedStage, StageStore, write_bytes, write_json
+from ireko_trainer.pipeline.store import (
+    FinishedStage,
+    StageStore,
+    explained_full_disk,
+    write_bytes,
+    write_json,
+)
 from ireko_trainer.pipeline.training import (
     Training,
     member_stage,
@@ -70,16 +76,16 @@ def train_family(request_file: str, world: World) -> None:
     family: FamilyRun | None = None
     try:
         family = FamilyRun.open(request) if world.rank == 0 else None
-        trained = _train(request, world, family)
+        with explained_full_disk(storage):
+            trained = _train(request, world, family)
+            if world.rank == 0:
+                write_json(storage / TRAINED_FILE, vars(trained))
     except (UserError, InterruptedRunError) as error:
         if world.rank == 0:
             write_failure(storage, failure_of(error))
-        return
     finally:
         if family is not None:
             family.close()
-    if world.rank == 0:
-        write_json(storage / TRAINED_FILE, vars(trained))
 
 
 def failure_of(error: UserError | InterruptedRunError) -> Failure:

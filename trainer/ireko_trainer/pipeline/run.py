@@ -21,7 +21,7 @@ from ireko_trainer.pipeline.family import Trained, failure_of, train_family, wri
 from ireko_trainer.pipeline.inputs import load_inputs
 from ireko_trainer.pipeline.shipping import ship
 from ireko_trainer.pipeline.stop import StopFlag, raise_on_signals, raise_when_orphaned
-from ireko_trainer.pipeline.store import explained_io_errors
+from ireko_trainer.pipeline.store import explained_full_disk
 from ireko_trainer.tracking.lineage import lineage_tags
 from ireko_trainer.tracking.runs import FamilyRun
 
@@ -48,7 +48,8 @@ def run(request_file: Path) -> int:
     family: FamilyRun | None = None
     try:
         family = FamilyRun.open(request)
-        _compress(request, request_file=request_file, family=family, stop=stop)
+        with explained_full_disk(storage):
+            _compress(request, request_file=request_file, family=family, stop=stop)
     except ReportedFailureError as error:
         failure = error.failure
     except (UserError, InterruptedRunError) as error:
@@ -127,8 +128,11 @@ def _internal(error: Exception) -> Failure:
 
 def _end(failure: Failure, *, storage: Path, family: FamilyRun | None) -> int:
     log.error("%s: %s", failure.reason, failure.message)
-    with explained_io_errors(storage):
+    try:
         write_failure(storage, failure)
+    except (UserError, OSError) as error:
+        # What stopped the run may stop this too; MLflow and the log are told in any case.
+        log.warning("the failure could not be written down: %s", error)
     if family is not None:
         family.fail(failure)
     return EXIT_INTERRUPTED if failure.reason == "Interrupted" else EXIT_FAILED

@@ -115,18 +115,38 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def explained_io_errors(path: Path) -> Iterator[None]:
     """Turn a full or unwritable disk into a sentence that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError(
-                f"{path}: no space left on the device; free some (nothing is lost) and run the same command again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    with explained_full_disk(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); make it writable or choose another --workdir"
             ) from error
+
+
+@contextmanager
+def explained_full_disk(path: Path) -> Iterator[None]:
+    """Turn a full disk, whichever library ran into it, into a sentence that says what to do."""
+    try:
+        yield
+    except UserError:
         raise
+    except Exception as error:
+        # Safetensors and others raise exceptions of their own, in which only the text names the cause.
+        if not _is_full_disk(error):
+            raise
+        where = getattr(error, "filename", None) or path
+        raise StorageFullError(
+            f"{where}: no space left on the device; free some (nothing is lost) and run the same command again"
+        ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
 
 
 def _sync_directory(directory: Path) -> None:
