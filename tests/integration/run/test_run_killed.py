@@ -83,7 +83,7 @@ def moments(seed: int) -> list[Moment]:
         at("widths", press_control_c, steps=WIDTHS_STEPS // 2),
         at("depths", kill_command, steps=DEPTHS_STEPS // 2),
         at(random_numbers.choice(["select", "member", "quantize"]), kill_both, seconds=0.5),
-        at("publish", kill_trainer, seconds=2.0),
+        at("publish", kill_trainer, seconds=1.0),
     ]
 
 
