@@ -237,3 +237,8 @@ def test_bfloat16_computes_around_float32_weights(family: str) -> None:
     assert {parameter.dtype for parameter in (*supernet.trainable(), *supernet.model.parameters())} == {
         torch.float32
     }
+
+
+def test_weights_in_half_precision_are_refused() -> None:
+    with pytest.raises(UserError, match=r"spec\.teacher\.dtype: bfloat16 .* set it to float32"):
+        Supernet(model=make_model("bert").bfloat16())

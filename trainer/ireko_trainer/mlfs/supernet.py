@@ -27,6 +27,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from ireko_trainer.errors import UserError
 from ireko_trainer.mlfs.architectures import layout_of
 from ireko_trainer.mlfs.shapes import Shape, check
 from ireko_trainer.mlfs.subnets import materialize, skeleton
@@ -65,7 +66,7 @@ class Supernet:
             exact.
 
     Raises:
-        UserError: the family is unknown.
+        UserError: the family is unknown, or the weights are in half precision.
         ValueError: a parameter has no place in the family's axis table.
     """
 
@@ -78,6 +79,7 @@ class Supernet:
         precision: torch.dtype = torch.float32,
     ) -> None:
         self.layout = layout_of(model)
+        require_full_precision(model)
         self.model = model.requires_grad_(requires_grad=False).eval()
         self.rank = rank
         self.scale = alpha / rank
@@ -280,6 +282,20 @@ class Supernet:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             device_type=self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
+        )
+
+
+def require_full_precision(model: PreTrainedModel) -> None:
+    """Refuse weights that a small update would be lost in.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if model.dtype in (torch.bfloat16, torch.float16):
+        name = str(model.dtype).removeprefix("torch.")
+        raise UserError(
+            f"spec.teacher.dtype: {name} weights are too coarse to train; set it to float32. Training still "
+            "computes in bfloat16 where spec.pipeline.mlfs.precision says so."
         )
 
 

@@ -38,7 +38,7 @@ from ireko_trainer.mlfs.losses import (
 )
 from ireko_trainer.mlfs.sampling import Palette, draw
 from ireko_trainer.mlfs.shapes import Shape
-from ireko_trainer.mlfs.supernet import Batch, Supernet
+from ireko_trainer.mlfs.supernet import Batch, Supernet, require_full_precision
 
 BatchAt = Callable[[int], Batch]
 """The batch of a step, on any device: random access by step is what makes a run resumable."""
@@ -78,8 +78,9 @@ def train_teacher(
         stage: its name in errors, states and metrics.
 
     Raises:
-        UserError: there are no labels, or the training diverged.
+        UserError: there are no labels, the weights are in half precision, or the training diverged.
     """
+    require_full_precision(model)
     supernet: Supernet | None = None
     if method == "LowRank":
         supernet = Supernet(model=model, rank=rank, alpha=alpha, precision=precision)
