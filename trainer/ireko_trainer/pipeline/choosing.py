@@ -242,11 +242,11 @@ def _select_body(
     for index, shape in enumerate(shapes):
         source = weights_of(training, shape, full=full, ordered=ordered, trained=trained)
         model = _cut(training, source, shape)
-        planner = _planner(training, model)
+        bench = _Bench(shape=shape, planner=_planner(training, model), judged=judged)
         entries.append(_float_entry(model, shape, judged))
         for number, limits in enumerate(targets):
             stage.check_stop(index * len(targets) + number, total, f"{shape} for {limits.target}")
-            candidate = _candidate(planner, shape, limits, judged)
+            candidate = bench.candidate(limits)
             offered[limits.target].append(candidate)
             entries.append(_candidate_entry(candidate, limits.target))
     picks = {limits.target: choose(limits=limits, candidates=offered[limits.target]) for limits in targets}
@@ -279,12 +279,28 @@ def _planner(training: Training, model: PreTrainedModel) -> BitPlanner:
     )
 
 
-def _candidate(planner: BitPlanner, shape: Shape, limits: DeviceLimits, judged: Judge) -> Candidate:
-    """The shape with the bits that the target has room for; with the lowest bits if it has room for none."""
-    plan = planner.plan(max_bytes=limits.max_bytes)
-    with planner.applied(plan) as model:
-        quality = judged.quality(as_forward(model))
-    return Candidate(shape=shape, average_bits=plan.average_bits, size_bytes=plan.size_bytes, quality=quality)
+class _Bench:
+    """One trained shape with the bits of every target; two targets with room for the same bits share a measurement."""
+
+    def __init__(self, *, shape: Shape, planner: BitPlanner, judged: Judge) -> None:
+        self._shape = shape
+        self._planner = planner
+        self._judged = judged
+        self._quality: dict[tuple[tuple[str, int], ...], float] = {}
+
+    def candidate(self, limits: DeviceLimits) -> Candidate:
+        """The shape with the bits that the target has room for; with the lowest bits if it has room for none."""
+        plan = self._planner.plan(max_bytes=limits.max_bytes)
+        key = tuple(sorted(plan.block_bits.items()))
+        if key not in self._quality:
+            with self._planner.applied(plan) as model:
+                self._quality[key] = self._judged.quality(as_forward(model))
+        return Candidate(
+            shape=self._shape,
+            average_bits=plan.average_bits,
+            size_bytes=plan.size_bytes,
+            quality=self._quality[key],
+        )
 
 
 # --- records ----------------------------------------------------------------------------------------------
