@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,14 @@ class _Shipping:
     @property
     def inputs(self) -> Inputs:
         return self.training.inputs
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Judges finished members in float32; the teacher answers once for all of them."""
+        teacher = self.training.load(Path(self.trained.teacher["checkpoint"]))
+        return judge(
+            self.training, teacher=teacher, data=evaluation_data(self.training), precision=torch.float32
+        )
 
 
 def ship(request: RunRequest, *, inputs: Inputs, trained: Trained, family: FamilyRun, stop: StopFlag) -> None:
@@ -110,8 +118,7 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         seed=shipping.request.spec.seed,
     )
     plan = planner.plan(max_bytes=limits.max_bytes)
-    judged = _final_judge(shipping)
-    baselines = _baselines(shipping, planner, limits, judged, stage)
+    baselines = _baselines(shipping, planner, limits, stage)
     checkpoint = stage.directory / "checkpoint"
     save_quantized(
         model=model,
@@ -131,19 +138,12 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         "size_bytes": (checkpoint / WEIGHTS_FILE).stat().st_size,
         "sha256": weights_sha256(checkpoint),
         "baselines": baselines,
-        "metrics": judged.metrics(as_forward(loaded)),
+        "metrics": shipping.judge.metrics(as_forward(loaded)),
     }
 
 
-def _final_judge(shipping: _Shipping) -> Judge:
-    teacher = shipping.training.load(Path(shipping.trained.teacher["checkpoint"]))
-    return judge(
-        shipping.training, teacher=teacher, data=evaluation_data(shipping.training), precision=torch.float32
-    )
-
-
 def _baselines(
-    shipping: _Shipping, planner: BitPlanner, limits: DeviceLimits, judged: Judge, stage: StageAtWork
+    shipping: _Shipping, planner: BitPlanner, limits: DeviceLimits, stage: StageAtWork
 ) -> list[dict[str, Any]]:
     """The same member at the same budget with bits in other orders: what the chosen order has to beat."""
     if shipping.request.spec.pipeline.quantization is None:
@@ -153,7 +153,7 @@ def _baselines(
         stage.check_stop(index, len(_BASELINE_ORDERS) + 1, f"baselines for {limits.target}")
         plan = planner.plan(max_bytes=limits.max_bytes, importance=importance)
         with planner.applied(plan) as model:
-            metrics = judged.metrics(as_forward(model))
+            metrics = shipping.judge.metrics(as_forward(model))
         found.append({"importance": importance, "size_bytes": plan.size_bytes, "metrics": metrics})
     return found
 
