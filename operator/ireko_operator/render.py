@@ -26,7 +26,7 @@ from ireko_api import handoff
 
 MIB = 1024 * 1024
 _PERCENT_STEP = 10
-_TABLE_WIDTH = 132
+_TABLE_WIDTH = 160
 
 
 def error_console() -> Console:
