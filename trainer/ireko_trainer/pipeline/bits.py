@@ -35,8 +35,9 @@ class BitPlan:
     """The bits of every matrix of a model and what they cost."""
 
     module_bits: Mapping[str, int]
-    """Matrices that are left out are stored as float16."""
+    """In the model's order. Matrices that are left out are stored as float16."""
     block_bits: Mapping[str, int]
+    """In the model's order."""
     size_bytes: int
     """Of the weight file that ships."""
     average_bits: float
@@ -123,8 +124,11 @@ class BitPlanner:
 
     def _plan(self, *, block_bits: Mapping[str, int], module_bits: Mapping[str, int]) -> BitPlan:
         return BitPlan(
-            block_bits=block_bits,
-            module_bits=module_bits,
+            # An allocation lists the most important block first; readers number blocks by their place in the model.
+            block_bits={name: block_bits[name] for name in self.layout.blocks if name in block_bits},
+            module_bits={
+                m.module: module_bits[m.module] for m in self.layout.matrices if m.module in module_bits
+            },
             size_bytes=stored_size(self.layout, bits=module_bits, group_size=self.group_size).total,
             average_bits=effective_bits(self.layout, bits=module_bits, group_size=self.group_size),
         )
