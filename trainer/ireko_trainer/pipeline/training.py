@@ -58,12 +58,13 @@ class Training:
         """A checkpoint of this run on this worker's device."""
         return load_model(directory, task=self.inputs.task, device=self.device)
 
-    def batch_at(self, *, batch_size: int) -> algorithm.train.BatchAt:
-        """This worker's batch of a step."""
+    def batch_at(self, stage: str) -> algorithm.train.BatchAt:
+        """This worker's batch of a step; every stage reads the data in an order of its own."""
+        assert self.mlfs is not None
         order = BatchOrder(
             lengths=self.inputs.train.lengths,
-            batch_size=batch_size,
-            seed=self.request.spec.seed,
+            batch_size=self.mlfs.batch_size,
+            seed=stage_seed(self, stage),
             rank=self.runner.world.rank,
             world_size=self.runner.world.size,
         )
@@ -124,7 +125,7 @@ def _teacher_body(training: Training, stage: StageAtWork) -> Json:
         assert training.mlfs is not None
         algorithm.train_teacher(
             model=model,
-            batches=training.batch_at(batch_size=training.mlfs.batch_size),
+            batches=training.batch_at("teacher"),
             optimization=algorithm.Optimization(
                 steps=settings.steps,
                 learning_rate=settings.learning_rate,
@@ -233,7 +234,7 @@ def _supernet_body(
     algorithm.train_supernet(
         supernet=supernet,
         frozen_teacher=training.load(teacher.directory / "checkpoint") if frozen else None,
-        batches=training.batch_at(batch_size=mlfs.batch_size),
+        batches=training.batch_at(name),
         stage=algorithm.SupernetStage(
             name=name,
             palette=palette,
@@ -327,7 +328,7 @@ def _member(
         supernet=supernet,
         shape=shape,
         frozen_teacher=training.load(teacher.directory / "checkpoint"),
-        batches=training.batch_at(batch_size=mlfs.batch_size),
+        batches=training.batch_at("recovery"),
         optimization=algorithm.Optimization(
             steps=mlfs.recovery.steps, learning_rate=mlfs.recovery.learning_rate
         ),
