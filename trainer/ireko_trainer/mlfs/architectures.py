@@ -7,6 +7,8 @@ wrong table cannot train quietly.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ireko_trainer.errors import UserError
@@ -66,22 +68,15 @@ BERT = Architecture(
     model_inputs=("input_ids", "attention_mask", "token_type_ids"),
 )
 
-ROBERTA = Architecture(
+ROBERTA = replace(
+    BERT,
     family="roberta",
     base_prefix="roberta.",
-    layer_prefix="encoder.layer.",
-    config=_BERT_NAMES,
-    embeddings=_BERT_EMBEDDINGS,
-    block=_BERT_BLOCK,
     head=(
         *linear("roberta.pooler.dense", out=POOLED, into=HIDDEN),
         *linear("classifier.dense", out=POOLED, into=HIDDEN),
         *linear("classifier.out_proj", out=FIXED, into=POOLED),
     ),
-    attention_output="attention.output.dense",
-    intermediate_output="output.dense",
-    norms=("attention.output.LayerNorm", "output.LayerNorm"),
-    model_inputs=("input_ids", "attention_mask", "token_type_ids"),
 )
 
 DISTILBERT = Architecture(

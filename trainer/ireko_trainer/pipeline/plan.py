@@ -5,15 +5,17 @@ from __future__ import annotations
 from ireko_api.spec import CompressionRunSpec
 from ireko_trainer.pipeline.progress import ProgressMeter, StageCost
 
-# Costs are in subnet-steps. The fixed ones were measured on the quickstart, in steps of its own training.
-_ORDER = 6.0
-_PALETTE_PER_TARGET = 15.0
-_SELECT_PER_TARGET = 15.0
-_QUANTIZE_PER_TARGET = 10.0
-_PUBLISH_PER_TARGET = 15.0
+# Costs are in subnet-steps. The fixed ones are seconds of the stages of examples/quickstart.yaml, as MLflow shows
+# them, divided by the 0.2 s of a subnet-step there (two cores, otherwise idle).
+_ORDER = 15.0
+_PALETTE_PER_TARGET = 23.0
+_SELECT_PER_TARGET = 40.0
+_QUANTIZE_PER_TARGET = 33.0
+_PUBLISH_PER_TARGET = 8.0
 _FULL_STEP = 1.6
-"""A step that trains all weights also updates the embeddings, which are half of a small model."""
+"""A guess: a step that trains all weights also updates the embeddings, which are half of a small model."""
 _TEACHER_FORWARD = 0.4
+"""A guess: a third of a forward and backward pass, and the features that are compared."""
 
 
 def meter_for(spec: CompressionRunSpec) -> ProgressMeter:
