@@ -1,0 +1,12 @@
+"""Tests against a real Kubernetes take their clusters from the package `rig` beside this file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from rig.fixtures import api_server, bare_api_server, kuberay, namespace
+
+__all__ = ["api_server", "bare_api_server", "kuberay", "namespace"]
