@@ -74,6 +74,8 @@ class SpecModel(BaseModel):
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
+    MUTABLE: ClassVar[frozenset[str]] = frozenset()
+    """The fields, as the manifest spells them, that may be changed once the run exists."""
 
     @model_validator(mode="before")
     @classmethod

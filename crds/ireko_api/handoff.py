@@ -2,15 +2,18 @@
 
 The operator writes a `RunRequest` to a file and starts the trainer on it; the trainer answers only through
 MLflow: a parent run found by its tags, `Progress` and `Failure` in tags of that run, and the finished
-`Family` as the artifact `family.json`. On a laptop and on a cluster these are the same four records.
+`Family` as the artifact `family.json`. On a laptop and on a cluster these are the same four records. Only a
+failure is told twice more, since MLflow may be what failed: in the storage, and in the trainer's last line of
+output, which a cluster shows in the status of the job.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from ireko_api.spec import CompressionRunSpec
@@ -24,6 +27,11 @@ TAG_FAILURE = "ireko.failure"
 FAMILY_ARTIFACT = "family.json"
 REPORT_ARTIFACT_DIR = "report"
 FAILURE_FILE = "failure.json"
+FAILURE_LINE = "IREKO_FAILURE "
+"""What the trainer's last line of output begins with when it failed; the record follows as JSON."""
+
+_LONGEST_MESSAGE = 1500
+"""Of a failure in a line: Ray hands on the last 20,000 characters of the output, and one may become twelve."""
 
 EXIT_SUCCEEDED = 0
 EXIT_FAILED = 1
@@ -90,6 +98,7 @@ class Failure(Record):
         "Diverged",
         "TrackingUnreachable",
         "StorageFull",
+        "StorageNotWritable",
         "WorkerLost",
         "Interrupted",
         "Internal",
@@ -99,6 +108,26 @@ class Failure(Record):
     stage: str = ""
     resumable: bool = False
     """True when the same command goes on where this attempt stood, with nothing to mend in the manifest."""
+
+    def to_line(self) -> str:
+        """The failure as one line of ASCII, with a very long message cut; `failure_in` finds it again."""
+        short = self.message
+        if len(short) > _LONGEST_MESSAGE:
+            short = short[: _LONGEST_MESSAGE - 1] + "…"
+        record = self.model_copy(update={"message": short}).model_dump(mode="json", by_alias=True)
+        return FAILURE_LINE + json.dumps(record)
+
+
+def failure_in(output: str) -> Failure | None:
+    """The failure that a trainer's output, or the end of it, tells of last; None where it tells of none."""
+    for line in reversed(output.splitlines()):
+        if line.startswith(FAILURE_LINE):
+            try:
+                return Failure.model_validate_json(line.removeprefix(FAILURE_LINE))
+            except ValidationError:
+                # Cut by whoever kept only a part of the output.
+                return None
+    return None
 
 
 class ModelShape(Record):

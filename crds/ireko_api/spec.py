@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ireko_api.base import INT32_MAX, Integer, Rule, SpecModel, Text, attribute, name_of
+from ireko_api.base import INT32_MAX, Boolean, Integer, Rule, SpecModel, Text, attribute, name_of
 from ireko_api.compute import Compute, Registry, Resources
 from ireko_api.data import Data, DataSource
 from ireko_api.pipeline import (
@@ -28,6 +28,15 @@ from ireko_api.pipeline import (
     Stages,
     SupernetStage,
     TeacherStage,
+)
+from ireko_api.placement import (
+    Head,
+    HeadResources,
+    ObjectStore,
+    PersistentVolumeClaim,
+    PodTemplate,
+    Storage,
+    Toleration,
 )
 from ireko_api.status import CompressionRunStatus
 from ireko_api.targets import (
@@ -56,9 +65,14 @@ __all__ = [
     "Distillation",
     "Evaluation",
     "GradientScaling",
+    "Head",
+    "HeadResources",
     "Mlfs",
     "ObjectMeta",
+    "ObjectStore",
+    "PersistentVolumeClaim",
     "Pipeline",
+    "PodTemplate",
     "Quantization",
     "Recovery",
     "Registry",
@@ -66,9 +80,11 @@ __all__ = [
     "Sampling",
     "SearchSpace",
     "Stages",
+    "Storage",
     "SupernetStage",
     "Teacher",
     "TeacherStage",
+    "Toleration",
 ]
 
 GROUP = "ireko.dev"
@@ -106,6 +122,7 @@ def _metric_suits(task: str, metrics: tuple[str, ...]) -> Rule:
 class CompressionRunSpec(SpecModel):
     """What to compress, on which texts, by which methods, for which devices."""
 
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend"})
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             message="feature-extraction without a labelColumn has nothing to fine-tune the teacher towards:"
@@ -146,6 +163,9 @@ class CompressionRunSpec(SpecModel):
         _metric_suits("text-classification", CLASSIFICATION_METRICS + REGRESSION_METRICS),
     )
 
+    suspend: Boolean = False
+    """Whether the run pauses. A paused run gives its pods back and goes on from its last checkpoint when this is
+    `false` again. May be changed; has no effect on a laptop."""
     seed: Annotated[Integer, Field(ge=0, le=INT32_MAX)] = 0
     """Seed of every random choice. The same manifest with the same seed on the same machine gives the same
     family."""
@@ -165,8 +185,17 @@ class CompressionRunSpec(SpecModel):
     """Where runs are tracked and models registered."""
 
     def canonical_json(self) -> str:
-        """The spec with its defaults filled in, sorted camelCase keys, no spaces: equal for equal specs."""
-        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """What decides the result, with its defaults filled in: sorted camelCase keys, no spaces.
+
+        Where, with what and how patiently a run executes is left out: another image, more memory or a pause is
+        the same run, which goes on where it stood. Of `compute` only the number of workers is in it, because it
+        decides which texts meet in a step.
+        """
+        content = self.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"suspend", "compute"}
+        )
+        content["registry"].pop("credentialsSecret", None)
+        content["compute"] = {"workers": self.compute.workers}
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from ireko_api.base import INT32_MAX, NUMBER, Integer, SpecModel, Text
 
-Phase = Literal["Pending", "Running", "Succeeded", "Failed", "Interrupted"]
+Phase = Literal["Pending", "Running", "Suspended", "Succeeded", "Failed", "Interrupted"]
 Outcome = Literal["Running", "Succeeded", "Failed", "Interrupted"]
 
 MAX_ATTEMPTS = 32
@@ -69,6 +69,12 @@ class Attempt(StatusModel):
     """When it ended."""
     outcome: Outcome = "Running"
     """How it ended."""
+    reason: ShortText = ""
+    """Why it ended so, in one CamelCase word."""
+    ray_job: Annotated[Text, Field(max_length=63)] = ""
+    """Name of its RayJob, on a cluster."""
+    memory: Annotated[Text, Field(max_length=32)] = ""
+    """Memory of each worker, on a cluster."""
     message: Sentence = ""
     """Why it ended so."""
 
@@ -132,8 +138,18 @@ class CompressionRunStatus(StatusModel):
 
     phase: Phase = "Pending"
     """Summary of the conditions, for people."""
+    reason: ShortText = ""
+    """Why the run stands where it stands, in one CamelCase word: that of the condition to look at first."""
     observed_generation: Annotated[int, Field(ge=0, le=MAX_BYTES)] | None = None
     """The generation of the run that this status is about."""
+    started_at: Moment | None = None
+    """When its first attempt was started."""
+    finished_at: Moment | None = None
+    """When it came to its end."""
+    active_seconds: Annotated[Integer, Field(ge=0, le=INT32_MAX)] = 0
+    """How long attempts held a cluster until `activeSince`, which `activeDeadlineSeconds` is compared with."""
+    active_since: Moment | None = None
+    """Since when an attempt holds a cluster. Absent while none does."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(

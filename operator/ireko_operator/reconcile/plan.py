@@ -28,6 +28,7 @@ from ireko_operator.reconcile.state import (
     StartAttempt,
     Stop,
     StopAttempt,
+    Unreadable,
 )
 from ireko_operator.reconcile.status import status_of
 
@@ -67,6 +68,11 @@ def plan(observed: Observed, *, now: datetime) -> Decision:
         ),
         done=verdict.done,
     )
+
+
+def plan_unreadable(seen: Unreadable, *, now: datetime) -> Decision:
+    """The same for a run whose manifest cannot be read: it says so, starts nothing and can be deleted."""
+    raise NotImplementedError
 
 
 def next_number(observed: Observed) -> int:

@@ -88,7 +88,7 @@ def test_the_digest_is_stable() -> None:
             "deviceTargets": [{"name": "gateway", "constraints": {"maxSizeMiB": 20}}],
         }
     )
-    assert spec.digest() == "00911d6777655b876a9f7c56241189a36c1ee2fd7f1ec6c1d8536db48cb84dd5"
+    assert spec.digest() == "7a249a930979f964ea0d08d287abbdb0c5d095661c6ffc3b61c1aaad133b91ca"
 
 
 def shuffled(data: Any, randomness: random.Random) -> Any:
@@ -137,6 +137,34 @@ def test_the_digest_tells_different_specs_apart(
     manifest: Manifest, manifest_with: ManifestWith, edits: dict[str, Any]
 ) -> None:
     assert parse(manifest_with(edits)).spec.digest() != parse(manifest).spec.digest()
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"suspend": True},
+        {"compute.image": "registry.example/trainer:2"},
+        {"compute.resourcesPerWorker": {"cpu": "4", "memory": "8Gi", "gpu": 1}},
+        {"compute.threadsPerWorker": 2},
+        {"compute.maxAttempts": 9},
+        {"compute.ttlSecondsAfterFinished": 60},
+        {"compute.storage": {"objectStore": {"uri": "s3://bucket/a"}}},
+        {"compute.podTemplate": {"spec": {"affinity": {}}}},
+        {"registry.credentialsSecret": "mlflow"},
+    ],
+    ids=str,
+)
+def test_the_digest_does_not_depend_on_where_and_with_what_the_run_executes(
+    manifest: Manifest, manifest_with: ManifestWith, edits: dict[str, Any]
+) -> None:
+    assert parse(manifest_with(edits)).spec.digest() == parse(manifest).spec.digest()
+
+
+def test_the_digest_depends_on_the_number_of_workers(
+    manifest: Manifest, manifest_with: ManifestWith
+) -> None:
+    """It decides which texts meet in a step."""
+    assert parse(manifest_with({"compute.workers": 2})).spec.digest() != parse(manifest).spec.digest()
 
 
 def test_the_digest_does_not_depend_on_the_name(manifest: Manifest) -> None:
