@@ -25,6 +25,18 @@ class DivergedError(UserError):
     reason = "Diverged"
 
 
+class StorageFullError(UserError):
+    """The storage, or the disk under the database of MLflow, has no room left."""
+
+    reason = "StorageFull"
+
+
+class StorageNotWritableError(UserError):
+    """The storage cannot be written, or not be reached."""
+
+    reason = "StorageNotWritable"
+
+
 class InterruptedRunError(Exception):
     """The run was asked to stop; its state is saved and the same command goes on."""
 
