@@ -80,7 +80,7 @@ class Compute(SpecModel):
     Without it the namespace's default one."""
     head: Head = Head()
     """The pod that leads."""
-    node_selector: Annotated[dict[str, LabelValue], Field(max_length=32)] = {}
+    node_selector: Annotated[dict[str, LabelValue], Field(max_length=32)] = Field(default={})
     """Labels of the nodes that every pod of the run needs."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = ()
     """Taints of nodes that every pod of the run puts up with."""

@@ -1,7 +1,8 @@
 """The CustomResourceDefinition, generated: what the API server checks is what the models say.
 
-Beside types and bounds it carries every `Rule` of the models as CEL, and makes the spec immutable: a run is
-an experiment, and an experiment whose settings change half-way has no result.
+Beside types and bounds it carries every `Rule` of the models as CEL, and makes the spec immutable but for the
+fields that the models call mutable: a run is an experiment, and an experiment whose settings change half-way
+has no result.
 """
 
 from __future__ import annotations
@@ -17,15 +18,25 @@ from ireko_api.status import CompressionRunStatus
 SHORT_NAME = "crun"
 VALIDATIONS = "x-kubernetes-validations"
 
-IMMUTABLE_MESSAGE = "a run cannot be changed once it exists: delete it, or make a new one under another name"
+IMMUTABLE_MESSAGE = (
+    "a run cannot be changed once it exists, but for suspend and compute.ttlSecondsAfterFinished:"
+    " delete it, or make a new one under another name"
+)
+
+_ALWAYS, _WIDE = 0, 1
+"""Priorities of columns: `kubectl get crun`, and only `kubectl get crun -o wide`."""
 
 _PRINTER_COLUMNS = (
-    ("Phase", "string", ".status.phase", "Summary of the conditions."),
-    ("Stage", "string", ".status.progress.stage", "The stage that is being worked on."),
-    ("Percent", "integer", ".status.progress.percent", "Share of the whole run that is done."),
-    ("ETA", "integer", ".status.progress.etaSeconds", "Estimated seconds to the end."),
-    ("Members", "string", ".status.members[*].target", "Device targets whose models are registered."),
-    ("Age", "date", ".metadata.creationTimestamp", "Time since the run was made."),
+    ("Phase", "string", ".status.phase", _ALWAYS, "Summary of the conditions."),
+    ("Stage", "string", ".status.progress.stage", _ALWAYS, "The stage that is being worked on."),
+    ("Percent", "integer", ".status.progress.percent", _ALWAYS, "Share of the whole run that is done."),
+    ("ETA", "integer", ".status.progress.etaSeconds", _ALWAYS, "Estimated seconds to the end."),
+    ("Members", "string", ".status.registered", _ALWAYS, "Registered models, of how many device targets."),
+    ("Age", "date", ".metadata.creationTimestamp", _ALWAYS, "Time since the run was made."),
+    ("Reason", "string", ".status.reason", _WIDE, "Why the run stands where it stands."),
+    ("Attempt", "integer", ".status.attempts[-1:].number", _WIDE, "The last start of the trainer."),
+    ("Queue", "string", ".spec.compute.queueName", _WIDE, "The queue that the run waits in."),
+    ("RayJob", "string", ".status.attempts[-1:].rayJob", _WIDE, "The RayJob of the last attempt."),
 )
 
 
@@ -54,8 +65,14 @@ def custom_resource_definition() -> dict[str, Any]:
                     "schema": {"openAPIV3Schema": open_api_schema()},
                     "subresources": {"status": {}},
                     "additionalPrinterColumns": [
-                        {"name": name, "type": kind, "jsonPath": path, "description": text}
-                        for name, kind, path, text in _PRINTER_COLUMNS
+                        {
+                            "name": name,
+                            "type": kind,
+                            "jsonPath": path,
+                            "priority": priority,
+                            "description": text,
+                        }
+                        for name, kind, path, priority, text in _PRINTER_COLUMNS
                     ],
                 }
             ],
@@ -80,8 +97,7 @@ def _for_the_api_server(schema: Schema) -> Schema:
 def open_api_schema() -> Schema:
     """The structural schema of the whole object, rules included."""
     spec = _with_rules(_for_the_api_server(schema_of(CompressionRunSpec)), model=CompressionRunSpec)
-    for child in spec["properties"].values():
-        child.setdefault(VALIDATIONS, []).append(_immutable())
+    _freeze(spec, model=CompressionRunSpec)
     run = schema_of(CompressionRun)
     return {
         "type": "object",
@@ -117,5 +133,31 @@ def _validation(rule: Rule) -> dict[str, Any]:
     return {"rule": rule.cel, "message": rule.message, "fieldPath": f".{rule.field}"}
 
 
-def _immutable() -> dict[str, Any]:
-    return {"rule": "self == oldSelf", "message": IMMUTABLE_MESSAGE, "reason": "FieldValueForbidden"}
+def _freeze(schema: Schema, *, model: type[SpecModel]) -> None:
+    """Let nothing of `schema` change but the fields that `model` and the models below it call mutable.
+
+    The API server compares a field with its old self only where it is there before and after. An optional one
+    might thus come and go, so its rule stands at the object that holds it.
+    """
+    nested = {name: child for name, child, is_list in children(model) if not is_list}
+    for name, field in schema["properties"].items():
+        if name in model.MUTABLE:
+            continue
+        if name in nested and _has_mutable(nested[name]):
+            _freeze(field, model=nested[name])
+        elif name in schema.get("required", ()) or "default" in field:
+            field.setdefault(VALIDATIONS, []).append(_immutable("self == oldSelf"))
+        else:
+            rule = (
+                f"has(self.{name}) == has(oldSelf.{name})"
+                f" && (!has(self.{name}) || self.{name} == oldSelf.{name})"
+            )
+            schema.setdefault(VALIDATIONS, []).append({**_immutable(rule), "fieldPath": f".{name}"})
+
+
+def _has_mutable(model: type[SpecModel]) -> bool:
+    return bool(model.MUTABLE) or any(_has_mutable(child) for _, child, _ in children(model))
+
+
+def _immutable(rule: str) -> dict[str, Any]:
+    return {"rule": rule, "message": IMMUTABLE_MESSAGE, "reason": "FieldValueForbidden"}

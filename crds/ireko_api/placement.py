@@ -125,9 +125,9 @@ PodSpec = Annotated[
 class PodTemplateMetadata(SpecModel):
     """What the pods are labelled with."""
 
-    labels: Labels = {}
+    labels: Labels = Field(default={})
     """Labels of the pods. Those of Ray, of Kueue and of Ireko itself cannot be set."""
-    annotations: Annotations = {}
+    annotations: Annotations = Field(default={})
     """Annotations of the pods."""
 
 
@@ -137,7 +137,7 @@ class PodTemplate(SpecModel):
 
     metadata: PodTemplateMetadata = PodTemplateMetadata()
     """Labels and annotations."""
-    spec: PodSpec = {}
+    spec: PodSpec = Field(default={})
     """Any part of a pod's specification, e.g. `affinity` or another volume. The container that trains is called
     `trainer`. What would let the author of a run do more than train is refused, unless the operator's
     administrator allows it."""

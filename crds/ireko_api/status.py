@@ -180,5 +180,7 @@ class CompressionRunStatus(StatusModel):
         ),
     ] = ()
     """The family: one registered model per device target."""
+    registered: Annotated[Text, Field(max_length=16)] = ""
+    """How many members are registered, of how many device targets, e.g. `1/3`."""
     report: Uri | None = None
     """Where the report is."""

@@ -133,10 +133,36 @@ def test_keys_of_map_lists_are_required() -> None:
     assert all(set(node["x-kubernetes-list-map-keys"]) <= set(node["items"]["required"]) for node in keyed)
 
 
-def test_every_part_of_the_spec_is_immutable() -> None:
-    for name, part in open_api_schema()["properties"]["spec"]["properties"].items():
-        rules = [(rule["rule"], rule["message"]) for rule in part["x-kubernetes-validations"]]
-        assert ("self == oldSelf", IMMUTABLE_MESSAGE) in rules, name
+SPEC = open_api_schema()["properties"]["spec"]
+
+
+def frozen_fields(schema: Schema) -> Iterator[str]:
+    """The fields of `schema` that a transition rule at themselves or beside them keeps as they are."""
+    for name, field in schema["properties"].items():
+        rules = [rule["rule"] for rule in field.get("x-kubernetes-validations", ())]
+        always_there = name in schema.get("required", ()) or "default" in field
+        if always_there and "self == oldSelf" in rules:
+            yield name
+    for rule in schema.get("x-kubernetes-validations", ()):
+        name = rule.get("fieldPath", "").removeprefix(".")
+        if rule["rule"] == (
+            f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})"
+        ):
+            assert name in schema["properties"]
+            yield name
+
+
+def test_everything_in_the_spec_is_immutable_but_what_may_change() -> None:
+    assert set(SPEC["properties"]) - set(frozen_fields(SPEC)) == {"suspend", "compute"}
+    compute = SPEC["properties"]["compute"]
+    assert set(compute["properties"]) - set(frozen_fields(compute)) == {"ttlSecondsAfterFinished"}
+
+
+def test_the_refusal_of_a_change_says_what_may_be_changed() -> None:
+    rules = [rule for node in NODES.values() for rule in node.get("x-kubernetes-validations", ())]
+    messages = {rule["message"] for rule in rules if "oldSelf" in rule["rule"]}
+    assert messages == {IMMUTABLE_MESSAGE}
+    assert all(word in IMMUTABLE_MESSAGE for word in ("suspend", "compute.ttlSecondsAfterFinished"))
 
 
 # --- rules -------------------------------------------------------------------------------------

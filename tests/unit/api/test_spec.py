@@ -160,9 +160,7 @@ def test_the_digest_does_not_depend_on_where_and_with_what_the_run_executes(
     assert parse(manifest_with(edits)).spec.digest() == parse(manifest).spec.digest()
 
 
-def test_the_digest_depends_on_the_number_of_workers(
-    manifest: Manifest, manifest_with: ManifestWith
-) -> None:
+def test_the_digest_depends_on_the_number_of_workers(manifest: Manifest, manifest_with: ManifestWith) -> None:
     """It decides which texts meet in a step."""
     assert parse(manifest_with({"compute.workers": 2})).spec.digest() != parse(manifest).spec.digest()
 
