@@ -163,9 +163,6 @@ class CompressionRunSpec(SpecModel):
         _metric_suits("text-classification", CLASSIFICATION_METRICS + REGRESSION_METRICS),
     )
 
-    suspend: Boolean = False
-    """Whether the run pauses. A paused run gives its pods back and goes on from its last checkpoint when this is
-    `false` again. May be changed; has no effect on a laptop."""
     seed: Annotated[Integer, Field(ge=0, le=INT32_MAX)] = 0
     """Seed of every random choice. The same manifest with the same seed on the same machine gives the same
     family."""
@@ -183,6 +180,9 @@ class CompressionRunSpec(SpecModel):
     """What the training may use."""
     registry: Registry = Registry()
     """Where runs are tracked and models registered."""
+    suspend: Boolean = False
+    """Whether the run pauses. A paused run gives its pods back and goes on from its last checkpoint when this is
+    `false` again. May be changed; has no effect on a laptop."""
 
     def canonical_json(self) -> str:
         """What decides the result, with its defaults filled in: sorted camelCase keys, no spaces.

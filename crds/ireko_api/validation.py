@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ireko_api import quantity, wording
+from ireko_api import placement, quantity, wording
 from ireko_api.base import RULES_LATER, Loc, Rule, broken_rules
 from ireko_api.schema import INT_OR_STRING, Schema, lookup, schema_of
 from ireko_api.spec import API_VERSION, KIND, CompressionRun
 
 _UNKNOWN_FIELD = ("extra_forbidden", "invalid_key")
+_PLACEHOLDERS = ("a", "s3://a")
+"""One of these matches whatever pattern a string of the manifest has."""
 _MAP_KEY = "[key]"
 """What pydantic ends the place of an error with when the key of a map is meant, not its value."""
 
@@ -153,6 +156,8 @@ def _sentence(error: ErrorDetails) -> str:
         return f"is required: {wording.expectation(expected)}"
     if kind == quantity.ERROR:
         return f"{wording.show(value)} is not {quantity.LOOKS_LIKE}"
+    if kind == placement.TEMPLATE_ERROR:
+        return error["msg"]
     describe: Callable[[object, Schema], str] = (
         wording.wrong_type if kind.endswith(("_type", "_parsing")) else wording.not_allowed
     )
@@ -209,5 +214,5 @@ def _placeholder(schema: Schema) -> Any:
         "boolean": False,
         "integer": schema.get("maximum"),
         "number": schema.get("maximum"),
-        "string": "a",
+        "string": next(text for text in _PLACEHOLDERS if re.search(schema.get("pattern", ""), text)),
     }[schema["type"]]

@@ -22,6 +22,7 @@ ManifestWith = Callable[[dict[str, Any]], Manifest]
 
 A_QUANTITY = 'a Kubernetes quantity: a number with an optional suffix, e.g. "500m", "2", "1.5Gi" or "800M"'
 A_NAME = "a name of lower-case letters, digits and hyphens that begins and ends with a letter or digit"
+AN_OBJECT = "the name of an object: lower-case letters, digits, hyphens and dots"
 QUOTES = "put it in quotes to make it a string"
 
 
@@ -91,6 +92,40 @@ FORM = [
     ("deviceTargets.0.constraints", "{}", "is required: a number from 0.1 to 1048576"),
     ("compute.resourcesPerWorker.memory", "2 GB", f'"2 GB" is not {A_QUANTITY}'),
     ("compute.resourcesPerWorker.cpu", "[1]", f"expected {A_QUANTITY}, got a list of 1"),
+    ("suspend", '"on"', 'expected true or false, got the string "on"'),
+    ("compute.maxAttempts", "0", "0 is not allowed; expected an integer from 1 to 32"),
+    ("compute.pendingDeadlineSeconds", "0", "0 is not allowed; expected an integer from 1 to 2592000"),
+    ("compute.ttlSecondsAfterFinished", "-1", "-1 is not allowed; expected an integer from 0 to 2147483647"),
+    ("compute.maxMemory", "lots", f'"lots" is not {A_QUANTITY}'),
+    ("compute.image", '"a b"', '"a b" is not allowed; expected one word, of 1 to 512 characters'),
+    (
+        "compute.serviceAccountName",
+        "../admin",
+        f'"../admin" is not allowed; expected {AN_OBJECT}, of 1 to 253 characters',
+    ),
+    (
+        "compute.imagePullSecrets",
+        "[kube-system/x]",
+        f'"kube-system/x" is not allowed; expected {AN_OBJECT}, of 1 to 253 characters',
+    ),
+    (
+        "compute.storage.persistentVolumeClaim",
+        "{claimName: a, subPath: a/../../b}",
+        '"a/../../b" is not allowed; expected a relative path whose parts do not begin with a dot,'
+        " of 1 to 512 characters",
+    ),
+    (
+        "compute.storage.objectStore.uri",
+        "file:///etc",
+        '"file:///etc" is not allowed; expected the URI of a bucket such as `s3://bucket/prefix`,'
+        " of 1 to 1024 characters",
+    ),
+    (
+        "compute.tolerations",
+        "[{operator: Exists, effect: NoRun}]",
+        '"NoRun" is not allowed; expected one of "NoSchedule", "PreferNoSchedule" or "NoExecute"',
+    ),
+    ("compute.podTemplate.spec", "[]", "expected a mapping, got an empty list"),
     (
         "registry.modelName",
         "a/b",
@@ -103,6 +138,9 @@ FORM = [
 DEEPER = {
     "data.labels": "spec.data.labels[0]",
     "pipeline.quantization.bits": "spec.pipeline.quantization.bits[1]",
+    "compute.imagePullSecrets": "spec.compute.imagePullSecrets[0]",
+    "compute.storage.persistentVolumeClaim": "spec.compute.storage.persistentVolumeClaim.subPath",
+    "compute.tolerations": "spec.compute.tolerations[0].effect",
 }
 
 
@@ -161,6 +199,13 @@ def test_a_name_is_short_enough_for_the_names_that_are_made_from_it(manifest: Ma
     (problem,) = find_problems(manifest)
     assert problem.path == "metadata.name"
     assert problem.message.endswith("of 1 to 40 characters")
+
+
+def test_a_pod_template_that_is_too_large_is_told_by_its_size(manifest_with: ManifestWith) -> None:
+    template = {"spec": {"hostname": "x" * 70_000}}
+    (problem,) = find_problems(manifest_with({"compute.podTemplate": template}))
+    assert problem.path == "spec.compute.podTemplate.spec"
+    assert re.fullmatch(r"is 7\d{4} bytes as JSON; at most 65536 are allowed", problem.message)
 
 
 def test_a_long_value_is_cut_in_the_sentence(manifest_with: ManifestWith) -> None:
@@ -265,6 +310,19 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
         "feature-extraction cannot be judged by",
     ),
     ({"evaluation.metric": "neighbours"}, "evaluation.metric", "text-classification cannot be judged by"),
+    ({"compute.maxMemory": "1Gi"}, "compute.maxMemory", "maxMemory is what a worker's memory may grow to"),
+    ({"compute.storage": {}}, "compute.storage.persistentVolumeClaim", "name exactly one place"),
+    (
+        {"compute.storage": {"objectStore": {"uri": "s3://a"}, "persistentVolumeClaim": {"claimName": "a"}}},
+        "compute.storage.persistentVolumeClaim",
+        "name exactly one place",
+    ),
+    (
+        {"compute.tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]},
+        "compute.tolerations[0].value",
+        "a toleration whose operator is Exists",
+    ),
+    ({"compute.tolerations": [{}]}, "compute.tolerations[0].operator", "a toleration of every taint"),
 ]
 
 
@@ -308,6 +366,10 @@ def test_every_rule_is_broken_once_in_the_table_above() -> None:
         {"data.labels": ["a", "b"], "data.problemType": "SingleLabel"},
         {**EMBEDDINGS, "evaluation.metric": "neighbours"},
         {"evaluation.metric": "agreement"},
+        {"compute.maxMemory": "2048Mi"},
+        {"compute.maxMemory": "4e9", "compute.resourcesPerWorker": {"memory": 2000000000}},
+        {"compute.storage": {"objectStore": {"uri": "s3://bucket/prefix", "credentialsSecret": "a.b"}}},
+        {"compute.tolerations": [{"operator": "Exists"}, {"key": "nvidia.com/gpu", "effect": "NoSchedule"}]},
     ],
     ids=str,
 )
@@ -448,8 +510,27 @@ WHOLE = inspect.cleandoc(
         - {name: phone, constraints: {maxSizeMiB: 20, minQuality: 0.8}}
         - {name: watch, constraints: {maxSizeMiB: 5, minQualityRatio: 0.9}}
       evaluation: {metric: f1, limit: 100}
-      compute: {workers: 2, resourcesPerWorker: {cpu: 500m, memory: 1Gi}}
-      registry: {trackingUri: "http://mlflow:5000", modelName: family}
+      compute:
+        workers: 2
+        resourcesPerWorker: {cpu: 500m, memory: 1Gi}
+        head: {resources: {cpu: 2, memory: 4Gi}}
+        image: registry.example/ireko/trainer:1
+        imagePullSecrets: [registry]
+        serviceAccountName: trainer
+        nodeSelector: {kubernetes.io/arch: amd64}
+        tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
+        podTemplate: {metadata: {labels: {team: edge}}, spec: {affinity: {nodeAffinity: {}}}}
+        storage: {persistentVolumeClaim: {claimName: checkpoints, subPath: edge/whole}}
+        queueName: gpus
+        priorityClassName: low
+        maxAttempts: 5
+        retryBackoffSeconds: 10
+        maxMemory: 4Gi
+        activeDeadlineSeconds: 86400
+        pendingDeadlineSeconds: 600
+        ttlSecondsAfterFinished: 604800
+      registry: {trackingUri: "http://mlflow:5000", modelName: family, credentialsSecret: mlflow}
+      suspend: false
     """
 )
 
