@@ -7,6 +7,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from rig.fixtures import api_server, bare_api_server, kuberay, namespace
+from rig.fixtures import (
+    api_server,
+    bare_api_server,
+    cluster,
+    kuberay,
+    namespace,
+    pod_namespace,
+    ray_cluster,
+)
 
-__all__ = ["api_server", "bare_api_server", "kuberay", "namespace"]
+__all__ = [
+    "api_server",
+    "bare_api_server",
+    "cluster",
+    "kuberay",
+    "namespace",
+    "pod_namespace",
+    "ray_cluster",
+]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rig.cache import key_of, made_once
-from rig.errors import RigError
+from rig.errors import RigError, UnavailableError
 from rig.toolchain import go_command
 
 MODULES = Path(__file__).parent.parent / "go"
@@ -32,8 +32,8 @@ class Module:
     """One Go module of ours and the programs that it is built into."""
 
     name: str
-    package: str
-    """The main package; `.` for one of our own."""
+    packages: tuple[str, ...]
+    """The main packages; `.` and what is below it are our own."""
     versioned_by: str
     """The dependency whose version is the version of the programs."""
     programs: tuple[str, ...]
@@ -59,13 +59,13 @@ class Module:
     @property
     def key(self) -> str:
         """What a build depends on, digested."""
-        sources = sorted(self.directory.glob("*.go"))
+        sources = sorted(self.directory.rglob("*.go"))
         return key_of([self.directory / "go.mod", self.directory / "go.sum", *sources])
 
 
 KUBERNETES = Module(
     name="kube",
-    package=".",
+    packages=(".", "./pause"),
     versioned_by="k8s.io/kubernetes",
     programs=(
         "etcd",
@@ -75,12 +75,13 @@ KUBERNETES = Module(
         "kubelet",
         "kube-proxy",
         "kubectl",
+        "pause",
     ),
     cost="4 to 7 minutes on 2 cores",
 )
 KUBERAY = Module(
     name="kuberay",
-    package="github.com/ray-project/kuberay/ray-operator",
+    packages=("github.com/ray-project/kuberay/ray-operator",),
     versioned_by="github.com/ray-project/kuberay/ray-operator",
     programs=("ray-operator",),
     config="config",
@@ -88,7 +89,7 @@ KUBERAY = Module(
 )
 HELM = Module(
     name="helm",
-    package="helm.sh/helm/v4/cmd/helm",
+    packages=("helm.sh/helm/v4/cmd/helm",),
     versioned_by="helm.sh/helm/v4",
     programs=("helm",),
     cost="1 to 2 minutes on 2 cores",
@@ -144,31 +145,54 @@ def _build(module: Module, *, into: Path) -> None:
     say(f"Building {', '.join(module.programs)} {module.version}: {module.cost}, once")
     started = time.monotonic()
     go = go_command(needed=_go_version(module))
-    binary = into / module.programs[0] if len(module.programs) == 1 else into / module.name
+    _fetch(module, go)
     _compile(
-        [*go, "build", "-v", "-trimpath", *_link_flags(module), "-o", str(binary), module.package], module
+        [*go, "build", "-v", "-trimpath", *_link_flags(module), "-o", f"{into}/", *module.packages], module
     )
     for program in module.programs:
         if not (into / program).exists():
-            (into / program).symlink_to(binary.name)
+            (into / program).symlink_to(module.name)
     if module.config is not None:
         shutil.copytree(_source_of(module, go) / module.config, into / "config")
         _make_writable(into / "config")
     say(f"Built {module.name} in {time.monotonic() - started:.0f} s")
 
 
-def _compile(command: Sequence[str], module: Module) -> None:
-    """Run the build, reporting now and then how far it is; its last lines are the error when it fails."""
-    environment = {
+def _fetch(module: Module, go: Sequence[str]) -> None:
+    """Bring the sources of every package that will be compiled; checksums are compared on the way."""
+    command = [*go, "list", "-deps", "-f", "", *module.packages]
+    fetched = subprocess.run(
+        command, cwd=module.directory, env=_environment(), capture_output=True, text=True, check=False
+    )
+    if fetched.returncode != 0:
+        raise UnavailableError(
+            f"the sources of {module.name} {module.version} cannot be had ({_last_line(fetched.stderr)}):"
+            f" connect to a Go module proxy (GOPROXY), or name in {ASSETS} a directory that holds"
+            f" {', '.join(module.programs)}"
+        )
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "Go said nothing"
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a build that gives the same programs wherever it runs."""
+    return {
         **os.environ,
         "CGO_ENABLED": "0",
-        "GOTOOLCHAIN": "local",
         "GOFLAGS": "-mod=readonly -buildvcs=false",
+        "GOTOOLCHAIN": "local",
     }
+
+
+def _compile(command: Sequence[str], module: Module) -> None:
+    """Run the build, reporting now and then how far it is; its last lines are the error when it fails."""
     with subprocess.Popen(
         command,
         cwd=module.directory,
-        env=environment,
+        env=_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -208,7 +232,7 @@ def _source_of(module: Module, go: Sequence[str]) -> Path:
     listed = subprocess.run(
         [*go, "list", "-m", "-f", "{{.Dir}}", module.versioned_by],
         cwd=module.directory,
-        env={**os.environ, "GOTOOLCHAIN": "local"},
+        env=_environment(),
         capture_output=True,
         text=True,
         check=True,

@@ -35,12 +35,13 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     """
     place = cache_directory() / name
     place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.with_suffix(".lock")):
+    with FileLock(place.with_name(f"{name}.lock")):
         if place.is_dir():
             return place
         started = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
         try:
             make(started)
+            started.chmod(0o755)
             started.rename(place)
         except BaseException:
             shutil.rmtree(started, ignore_errors=True)

@@ -43,8 +43,6 @@ class Settings:
     """Whether kubelets will join: they authenticate as nodes, pods get their names from the scheduler."""
     controllers: tuple[str, ...] = ("*",)
     controller_flags: tuple[str, ...] = ()
-    orphan: bool = False
-    """Whether the processes stay when this one ends."""
 
 
 @dataclass
@@ -128,7 +126,6 @@ class ControlPlane:
             command=[self.programs.path(program), *flags],
             log=self.directory / "log" / f"{program}.log",
             prefix=self.settings.prefix,
-            orphan=self.settings.orphan,
         )
 
     def _start_etcd(self) -> None:

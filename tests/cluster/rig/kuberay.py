@@ -1,16 +1,29 @@
-"""KubeRay: its definitions, and its real operator beside an API server."""
+"""KubeRay: its definitions, and its real operator beside an API server or as a pod."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from rig.api_server import Cluster
 from rig.binaries import KUBERAY, find_or_build
+from rig.images import HOST
 from rig.processes import Process, free_port, wait_until
 
+NAMESPACE = "kuberay-system"
+
 _DEFINITIONS = ("rayclusters", "rayjobs", "raycronjobs", "rayservices")
+_RIGHTS = (
+    "role",
+    "role_binding",
+    "leader_election_role",
+    "leader_election_role_binding",
+    "service_account",
+)
 
 
 def install_kuberay_definitions(cluster: Cluster) -> None:
@@ -25,7 +38,6 @@ def running_kuberay(cluster: Cluster, log: Path, *, namespace: str | None = None
 
     It reaches Ray's dashboards through the API server, so it need not be part of the pods' network.
     """
-    health = free_port()
     watched = [f"--watch-namespace={namespace}"] if namespace else []
     operator = Process(
         name="ray-operator",
@@ -35,7 +47,7 @@ def running_kuberay(cluster: Cluster, log: Path, *, namespace: str | None = None
             "--use-kubernetes-proxy",
             "--enable-leader-election=false",
             f"--metrics-addr=127.0.0.1:{free_port()}",
-            f"--health-probe-bind-address=127.0.0.1:{health}",
+            f"--health-probe-bind-address=127.0.0.1:{free_port()}",
             *watched,
         ],
         log=log,
@@ -50,3 +62,52 @@ def running_kuberay(cluster: Cluster, log: Path, *, namespace: str | None = None
         yield operator
     finally:
         operator.stop()
+
+
+def install_kuberay(cluster: Cluster) -> None:
+    """Install KubeRay as its own manifests do, as a pod with the rights that they give; returns when it is up."""
+    install_kuberay_definitions(cluster)
+    programs = find_or_build(KUBERAY)
+    documents = [
+        *_documents(*(programs.config / "rbac" / f"{name}.yaml" for name in _RIGHTS)),
+        *_documents(
+            programs.config / "manager" / "manager.yaml", programs.config / "manager" / "service.yaml"
+        ),
+    ]
+    for document in documents:
+        _place(document)
+        if document["kind"] == "Deployment":
+            _run_from_here(document["spec"]["template"]["spec"], program=programs.path("ray-operator"))
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    cluster.apply("-f", "-", manifest={"apiVersion": "v1", "kind": "List", "items": [namespace, *documents]})
+    cluster.kubectl(
+        "rollout", "status", "deployment/kuberay-operator", "-n", NAMESPACE, "--timeout=180s", timeout=200
+    )
+
+
+def _documents(*paths: Path) -> list[dict[str, Any]]:
+    return [
+        document
+        for path in paths
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        if document
+    ]
+
+
+def _place(document: dict[str, Any]) -> None:
+    """Put a manifest of KubeRay's into its namespace, as `kustomize` would."""
+    if not document["kind"].startswith("Cluster"):
+        document["metadata"]["namespace"] = NAMESPACE
+    for subject in document.get("subjects", ()):
+        subject["namespace"] = NAMESPACE
+
+
+def _run_from_here(pod: dict[str, Any], *, program: Path) -> None:
+    """Let KubeRay's pod run the operator that was built here; everything else stays as KubeRay has it."""
+    (container,) = pod["containers"]
+    container.update(image=HOST, imagePullPolicy="Never", command=[str(program)])
+    # A tenth of a core, KubeRay's own limit, takes a slow machine through every probe of its patience.
+    container["resources"] = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
+    for probe in ("livenessProbe", "readinessProbe"):
+        container[probe].update(initialDelaySeconds=1, periodSeconds=2, failureThreshold=60, timeoutSeconds=5)
+    pod["securityContext"]["runAsUser"] = 65532

