@@ -1,29 +1,49 @@
-# Two targets: `operator` (control plane, no torch) and `trainer` (torch and Ray, what the pods run).
-#   docker build --target operator -t ireko-operator .
-#   docker build --target trainer  -t ireko-trainer .
-ARG PYTHON_VERSION=3.11
+# Two images: `operator` (control plane, no torch) and `trainer` (what the Ray pods run).
+#   docker build --target operator -t ireko-operator:0.1.0 .
+#   docker build --target trainer  -t ireko-trainer:0.1.0  .
+# Both run as uid 10001, write nowhere but below /tmp, and hold no compiler and no package installer's cache.
+#
+# Any Debian-like image with Python 3.11 or newer as `python3` (with venv) and `bash` will do.
+ARG BASE_IMAGE=python:3.11-slim
 
-FROM python:${PYTHON_VERSION}-slim AS base
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
-RUN useradd --uid 10001 --create-home ireko
-WORKDIR /opt/ireko
+FROM ${BASE_IMAGE} AS build
+ARG UV_VERSION=0.13.9
+# Of the index that the pinned packages come from; empty for PyPI.
+ARG UV_DEFAULT_INDEX
+ENV UV_LINK_MODE=copy UV_NO_CACHE=1
+RUN python3 -m venv /build/uv && /build/uv/bin/pip install --no-cache-dir "uv==${UV_VERSION}" \
+    && python3 -m venv --without-pip /opt/ireko
+WORKDIR /build/source
 COPY requirements.lock pyproject.toml README.md LICENSE ./
+COPY crds/ireko_api crds/ireko_api
+COPY operator operator
+COPY trainer trainer
+
+# The lock is a constraint: only what the extras need is installed, at its pinned version and with its pinned hash.
+FROM build AS build-operator
+RUN /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[operator]'
+
+FROM build AS build-trainer
+RUN /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[trainer,s3]'
+
+FROM ${BASE_IMAGE} AS base
+RUN echo 'ireko:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd && echo 'ireko:x:10001:' >> /etc/group
+ENV PATH=/opt/ireko/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    MLFLOW_DISABLE_TELEMETRY=true
+WORKDIR /tmp
 
 FROM base AS operator
-COPY crds crds
-COPY operator operator
-COPY trainer trainer
-# The lock is a constraint here: only the packages that the extra `operator` needs are installed.
-RUN sed -e '/^ *--hash/d' -e 's/ \\$//' requirements.lock > constraints.txt \
-    && pip install --no-cache-dir --constraint constraints.txt '.[operator]'
-USER 10001
+COPY --from=build-operator /opt/ireko /opt/ireko
+USER 10001:10001
 ENTRYPOINT ["ireko"]
+CMD ["operator"]
 
+# KubeRay starts `ray` in it by a shell, so it has no entry point of its own. HOME=/tmp is where Ray keeps its settings.
 FROM base AS trainer
-COPY crds crds
-COPY operator operator
-COPY trainer trainer
-RUN sed -e '/^ *--hash/d' -e 's/ \\$//' requirements.lock > constraints.txt \
-    && pip install --no-cache-dir --constraint constraints.txt '.[trainer,s3]'
-USER 10001
-ENTRYPOINT ["python", "-m", "ireko_trainer"]
+ENV RAY_USAGE_STATS_ENABLED=0
+COPY --from=build-trainer /opt/ireko /opt/ireko
+USER 10001:10001
+CMD ["ray", "--version"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))  # test modules share promql.py
 
 CHART = Path(__file__).parents[3] / "charts" / "ireko"
 
