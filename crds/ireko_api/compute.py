@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from ireko_api.base import INT32_MAX, Integer, Rule, SpecModel, Text, name_of, text, trimmed
-from ireko_api.placement import Head, LabelValue, ObjectName, PodTemplate, Storage, Toleration
+from ireko_api.placement import Head, LabelValue, ObjectName, Storage, Toleration
+from ireko_api.pod_template import PodTemplate
 from ireko_api.quantity import Quantity, parse_quantity, to_bytes
 from ireko_api.status import MAX_ATTEMPTS
 

@@ -6,20 +6,14 @@ digest.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from ireko_api.base import INT32_MAX, Integer, Rule, SpecModel, Text, text
 from ireko_api.quantity import Quantity, parse_quantity, to_bytes
 
 OBJECT_NAME_LENGTH = 253
-TEMPLATE_BYTES = 65536
-TEMPLATE_ERROR = "ireko_template"
-"""The pydantic error type of a pod template that is too large."""
 
 LABEL_KEY = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 """What a key of labels and annotations looks like. A CRD cannot say so of the keys of a map, so the operator does."""
@@ -41,8 +35,6 @@ LabelKey = Annotated[
     Text, text(pattern=f"^{LABEL_KEY}$", form="a label key such as `kubernetes.io/arch`", max_length=317)
 ]
 LabelValue = Annotated[Text, Field(max_length=63, pattern=f"^{_LABEL_VALUE}$")]
-Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
-Annotations = Annotated[dict[str, Annotated[Text, Field(max_length=4096)]], Field(max_length=64)]
 
 
 class HeadResources(SpecModel):
@@ -101,50 +93,6 @@ class Toleration(SpecModel):
     """Effect of the taint. Without it every effect."""
     toleration_seconds: Annotated[Integer, Field(ge=0, le=INT32_MAX)] | None = None
     """How long a pod stays on a node that gets a `NoExecute` taint. Without it for ever."""
-
-
-def _not_too_large(value: dict[str, Any]) -> dict[str, Any]:
-    size = len(json.dumps(value, default=str))
-    if size > TEMPLATE_BYTES:
-        raise PydanticCustomError(
-            TEMPLATE_ERROR,
-            "{sentence}",
-            {"sentence": f"is {size} bytes as JSON; at most {TEMPLATE_BYTES} are allowed"},
-        )
-    return value
-
-
-PodSpec = Annotated[
-    dict[str, Any],
-    Field(max_length=64, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}),
-    AfterValidator(_not_too_large),
-]
-"""Any part of a pod's specification. Which parts are allowed is decided by the operator's policy."""
-
-
-class PodTemplateMetadata(SpecModel):
-    """What the pods are labelled with."""
-
-    labels: Labels = Field(default={})
-    """Labels of the pods. Those of Ray, of Kueue and of Ireko itself cannot be set."""
-    annotations: Annotations = Field(default={})
-    """Annotations of the pods."""
-
-
-class PodTemplate(SpecModel):
-    """What is laid over the pods that the operator builds, by Kubernetes' strategic merge: lists of named things
-    are merged by name, mappings by key, and everything else replaces what it meets."""
-
-    metadata: PodTemplateMetadata = PodTemplateMetadata()
-    """Labels and annotations."""
-    spec: PodSpec = Field(default={})
-    """Any part of a pod's specification, e.g. `affinity` or another volume. The container that trains is called
-    `trainer`. What would let the author of a run do more than train is refused, unless the operator's
-    administrator allows it."""
-
-    def as_manifest(self) -> Mapping[str, Any]:
-        """The template as Kubernetes writes it."""
-        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
 class PersistentVolumeClaim(SpecModel):

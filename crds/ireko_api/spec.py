@@ -34,10 +34,10 @@ from ireko_api.placement import (
     HeadResources,
     ObjectStore,
     PersistentVolumeClaim,
-    PodTemplate,
     Storage,
     Toleration,
 )
+from ireko_api.pod_template import PodSpec, PodTemplate
 from ireko_api.status import CompressionRunStatus
 from ireko_api.targets import (
     CLASSIFICATION_METRICS,
@@ -72,6 +72,7 @@ __all__ = [
     "ObjectStore",
     "PersistentVolumeClaim",
     "Pipeline",
+    "PodSpec",
     "PodTemplate",
     "Quantization",
     "Recovery",

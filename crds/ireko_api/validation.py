@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ireko_api import placement, quantity, wording
+from ireko_api import pod_template, quantity, wording
 from ireko_api.base import RULES_LATER, Loc, Rule, broken_rules
 from ireko_api.schema import INT_OR_STRING, Schema, lookup, schema_of
 from ireko_api.spec import API_VERSION, KIND, CompressionRun
@@ -156,7 +156,7 @@ def _sentence(error: ErrorDetails) -> str:
         return f"is required: {wording.expectation(expected)}"
     if kind == quantity.ERROR:
         return f"{wording.show(value)} is not {quantity.LOOKS_LIKE}"
-    if kind == placement.TEMPLATE_ERROR:
+    if kind == pod_template.TEMPLATE_ERROR:
         return error["msg"]
     describe: Callable[[object, Schema], str] = (
         wording.wrong_type if kind.endswith(("_type", "_parsing")) else wording.not_allowed

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ireko_api.placement import PodTemplate
+from ireko_api.pod_template import PodTemplate
 from ireko_operator.launch.platform import PolicyException
 
 

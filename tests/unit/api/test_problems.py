@@ -125,7 +125,8 @@ FORM = [
         "[{operator: Exists, effect: NoRun}]",
         '"NoRun" is not allowed; expected one of "NoSchedule", "PreferNoSchedule" or "NoExecute"',
     ),
-    ("compute.podTemplate.spec", "[]", "expected a mapping, got an empty list"),
+    ("compute.podTemplate.spec.affinity", "[]", "expected a mapping, got an empty list"),
+    ("compute.podTemplate.spec.volume", "[]", 'unknown field; did you mean "volumes"?'),
     (
         "registry.modelName",
         "a/b",
@@ -202,9 +203,9 @@ def test_a_name_is_short_enough_for_the_names_that_are_made_from_it(manifest: Ma
 
 
 def test_a_pod_template_that_is_too_large_is_told_by_its_size(manifest_with: ManifestWith) -> None:
-    template = {"spec": {"hostname": "x" * 70_000}}
+    template = {"spec": {"affinity": {"x": "x" * 70_000}}}
     (problem,) = find_problems(manifest_with({"compute.podTemplate": template}))
-    assert problem.path == "spec.compute.podTemplate.spec"
+    assert problem.path == "spec.compute.podTemplate.spec.affinity"
     assert re.fullmatch(r"is 7\d{4} bytes as JSON; at most 65536 are allowed", problem.message)
 
 
