@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from ireko_api.handoff import TAG_SPEC_DIGEST, TAG_UID, Family, Member
-from ireko_operator.errors import TrackingError
+from ireko_operator.bundles import model_id
 from ireko_operator.reconcile.state import Registration
 
 TAG_TARGET = "device.target"
@@ -159,7 +159,7 @@ def _ensure_version(client: MlflowClient, *, model: str, member: Member, family:
         run_id=family.run_id,
         tags=tags_of(member, family),
         description=f"{family.name} for {member.target}",
-        model_id=_model_id(member),
+        model_id=model_id(member),
     )
     # Looked up again: registrars on two machines must agree on one version, which is the first.
     return _find_version(client, model=model, member=member) or int(created.version)
@@ -167,20 +167,8 @@ def _ensure_version(client: MlflowClient, *, model: str, member: Member, family:
 
 def _ensure_link(client: MlflowClient, *, model: str, member: Member, version: int) -> None:
     """Say on the logged model that this is a version of it, as `mlflow.register_model` does."""
-    logged = client.get_logged_model(_model_id(member))
+    logged = client.get_logged_model(model_id(member))
     links = json.loads(logged.tags.get(_LOGGED_MODEL_VERSIONS, "[]"))
     link = {"name": model, "version": version}
     if link not in links:
-        client.set_logged_model_tags(_model_id(member), {_LOGGED_MODEL_VERSIONS: json.dumps([*links, link])})
-
-
-def _model_id(member: Member) -> str:
-    scheme, _, model_id = member.logged_model_uri.partition(":/")
-    if scheme != "models" or not model_id.startswith("m-"):
-        raise TrackingError(
-            f"The trainer handed over {member.logged_model_uri!r} for {member.target!r}, which is no "
-            "logged model of "
-            f"MLflow (models:/m-…): use the trainer of the same release of Ireko.",
-            refused=True,
-        )
-    return model_id
+        client.set_logged_model_tags(model_id(member), {_LOGGED_MODEL_VERSIONS: json.dumps([*links, link])})

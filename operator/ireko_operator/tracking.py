@@ -12,7 +12,7 @@ import os
 import tempfile
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +42,9 @@ _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Settings of the MLflow client in this process, where the user has not set them."""
+
+
+_PAGE = 1000
 
 
 def connect(uri: str) -> MlflowClient:
@@ -102,6 +105,41 @@ def find_run(
             max_results=1,
         )
     return _tracked(runs[0]) if runs else None
+
+
+def experiment_id(client: MlflowClient, *, uri: str, name: str) -> str | None:
+    """The id of an experiment, or None before the first trainer has made it."""
+    with answered(uri):
+        found = client.get_experiment_by_name(name)
+    return None if found is None else str(found.experiment_id)
+
+
+def running(
+    client: MlflowClient, *, uri: str, experiments: Sequence[str], wanted: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], TrackedRun]:
+    """The parent runs that are running now, by uid and digest of the specification, of those `wanted`.
+
+    One search for all of them, in pages; it ends with the page that completes them.
+    """
+    found: dict[tuple[str, str], TrackedRun] = {}
+    token: str | None = None
+    while experiments and len(found) < len(wanted):
+        with answered(uri):
+            page = client.search_runs(
+                list(experiments),
+                f"attributes.status = 'RUNNING' AND tags.`{TAG_UID}` != ''",
+                order_by=["attributes.start_time DESC"],
+                max_results=_PAGE,
+                page_token=token,
+            )
+        for run in page:
+            identity = (run.data.tags.get(TAG_UID, ""), run.data.tags.get(TAG_SPEC_DIGEST, ""))
+            if identity in wanted:
+                found[identity] = _tracked(run)
+        token = page.token
+        if not token:
+            break
+    return found
 
 
 def load_family(client: MlflowClient, run: TrackedRun, *, uri: str) -> Family | None:

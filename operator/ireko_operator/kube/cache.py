@@ -54,6 +54,8 @@ class Snapshot:
     clusters: tuple[ClusterObject, ...] = ()
     pods: tuple[PodObject, ...] = ()
     workloads: tuple[WorkloadObject, ...] = ()
+    out_of_memory: frozenset[int] = frozenset()
+    """The attempts of which a container was killed for memory, be its pod there or gone."""
 
 
 @dataclass(slots=True)
@@ -92,11 +94,14 @@ class Cache:
         self._above = _Index()
         self._jobs: dict[str, Key] = {}
         self._dead: OrderedDict[str, None] = OrderedDict()
+        self._out_of_memory: dict[str, set[int]] = defaultdict(set)
 
     def observe(self, kind: str, event: str | None, body: Mapping[str, Any]) -> set[Key]:
         """Take in an event of a watch (None: of its initial list); returns the runs that it is news for."""
         seen = _PROJECTIONS[Kind(kind)](body)
         with self._lock:
+            if isinstance(seen, PodObject) and seen.out_of_memory:
+                self._out_of_memory[seen.meta.run_uid].add(seen.attempt)
             if event == "DELETED":
                 return self._remove(Kind(kind), seen.meta)
             return self._enter(Kind(kind), seen)
@@ -125,12 +130,14 @@ class Cache:
             own = self._below(run.meta.uid)
             jobs = [job for job in _of(JobObject, own) if job.meta.owner == run.meta.uid]
             owned = [child for job in jobs for child in self._below(job.meta.uid)]
+            out_of_memory = frozenset(self._out_of_memory.get(run.meta.uid, ()))
         return Snapshot(
             run=run,
             jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
             clusters=tuple(_of(ClusterObject, owned)),
             pods=tuple(_of(PodObject, own)),
             workloads=tuple(_of(WorkloadObject, owned)),
+            out_of_memory=out_of_memory,
         )
 
     def silence(self, kind: Kind, key: Key) -> float:
@@ -183,6 +190,8 @@ class Cache:
         for uid in _hangs_on(kind, known.object.meta):
             self._above.discard(uid, place)
         self._jobs.pop(meta.uid, None)
+        if kind is Kind.RUNS:
+            self._out_of_memory.pop(meta.uid, None)
         return news
 
     def _attach(self, place: tuple[Kind, Key], meta: Meta) -> None:

@@ -1,4 +1,4 @@
-"""Names for what the operator handles on a cluster: keys of runs, kinds of watched objects, labels, managers."""
+"""Names for what the operator handles on a cluster: keys of runs, kinds of watched objects, managers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from ireko_api import spec
 Key = tuple[str, str]
 """Namespace and name: what a run is queued, reconciled and logged by."""
 
-LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
-MANAGED_BY = "ireko"
-LABEL_RUN = "ireko.dev/run"
-LABEL_RUN_UID = "ireko.dev/run-uid"
-LABEL_ATTEMPT = "ireko.dev/attempt"
 FINALIZER = "ireko.dev/operator"
 
 MANAGER = "ireko-operator"

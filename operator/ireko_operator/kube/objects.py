@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from ireko_api import spec
-from ireko_operator.kube.keys import LABEL_ATTEMPT, LABEL_RUN, LABEL_RUN_UID, Key
+from ireko_operator.kube.keys import Key
+from ireko_operator.launch.rayjob import LABEL_ATTEMPT, LABEL_RUN, LABEL_RUN_UID
 
 Body = Mapping[str, Any]
 
@@ -92,7 +93,8 @@ class JobObject:
     message: str
     cluster: str
     """Name of the RayCluster that it runs on now."""
-    started: datetime | None
+    training_since: datetime | None
+    """When Ray started the trainer; again when KubeRay submits it again."""
     ended: datetime | None
 
 
@@ -123,14 +125,16 @@ class ContainerObject:
     """One container of a pod, init containers included."""
 
     name: str
-    init: bool
+    image: str
     running: bool
+    ready: bool
     waiting_reason: str
     waiting_message: str
     ended_reason: str
     """Why it ended now, or the time before."""
     ended_message: str
     exit_code: int | None
+    ended_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +154,21 @@ class PodObject:
     message: str
     conditions: tuple[ConditionObject, ...]
     containers: tuple[ContainerObject, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return any(item.type == "Ready" and item.status == "True" for item in self.conditions)
+
+    @property
+    def ended(self) -> bool:
+        """Whether none of its containers will run again."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether one of its containers was killed at its memory limit."""
+        return any(container.ended_reason == "OOMKilled" for container in self.containers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +204,7 @@ def job_object(body: Body) -> JobObject:
         reason=status.get("reason") or "",
         message=(status.get("message") or "")[-JOB_MESSAGE_LIMIT:],
         cluster=status.get("rayClusterName") or "",
-        started=_time(status.get("startTime")),
+        training_since=_time((status.get("rayJobInfo") or {}).get("startTime")),
         ended=_time(status.get("endTime")),
     )
 
@@ -206,8 +225,8 @@ def pod_object(body: Body) -> PodObject:
     """A pod as it is kept."""
     status, labels = body.get("status") or {}, _labels(body)
     containers = [
-        _container(container, init=init)
-        for init, field in ((True, "initContainerStatuses"), (False, "containerStatuses"))
+        _container(container)
+        for field in ("initContainerStatuses", "containerStatuses")
         for container in status.get(field) or ()
     ]
     return PodObject(
@@ -222,7 +241,7 @@ def pod_object(body: Body) -> PodObject:
         conditions=tuple(
             condition
             for condition in _conditions(status.get("conditions"))
-            if condition.type in ("PodScheduled", "DisruptionTarget")
+            if condition.type in ("PodScheduled", "Ready")
         ),
         containers=tuple(containers),
     )
@@ -235,19 +254,21 @@ def workload_object(body: Body) -> WorkloadObject:
     )
 
 
-def _container(status: Body, *, init: bool) -> ContainerObject:
+def _container(status: Body) -> ContainerObject:
     state, last = status.get("state") or {}, status.get("lastState") or {}
     waiting = state.get("waiting") or {}
     ended = state.get("terminated") or last.get("terminated") or {}
     return ContainerObject(
         name=status.get("name") or "",
-        init=init,
+        image=status.get("image") or "",
         running="running" in state,
+        ready=bool(status.get("ready")),
         waiting_reason=waiting.get("reason") or "",
         waiting_message=(waiting.get("message") or "")[:MESSAGE_LIMIT],
         ended_reason=ended.get("reason") or "",
         ended_message=(ended.get("message") or "")[:MESSAGE_LIMIT],
         exit_code=ended.get("exitCode"),
+        ended_at=_time(ended.get("finishedAt")),
     )
 
 

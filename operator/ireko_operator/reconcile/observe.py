@@ -7,7 +7,7 @@ wrote is there to be read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from mlflow import MlflowClient
@@ -35,7 +35,12 @@ class Subject:
     @property
     def model(self) -> str:
         """The registered model whose versions the members become."""
-        return self.run.spec.registry.model_name or self.run.metadata.name
+        return model_of(self.run)
+
+
+def model_of(run: CompressionRun) -> str:
+    """The registered model whose versions the members of a run become."""
+    return run.spec.registry.model_name or run.metadata.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,14 @@ class Tracked:
     run: TrackedRun | None = None
     family: Family | None = None
     registrations: tuple[Registration, ...] = ()
-    outage: Outage | None = field(default=None)
+    outage: Outage | None = None
+
+    @property
+    def report(self) -> str | None:
+        """Where the family's report is."""
+        if self.run is None or self.family is None:
+            return None
+        return tracking.artifact_location(self.run, self.family.report)
 
 
 def observe(
@@ -61,7 +73,13 @@ def observe(
     attempt = subject.launcher.observe(attempt_number) if attempt_number is not None else None
     training = attempt is not None and attempt.alive
     try:
-        tracked = _ask_mlflow(subject, with_family=not training)
+        tracked = ask_mlflow(
+            subject.connect(),
+            uri=subject.tracking_uri,
+            run=subject.run,
+            uid=subject.uid,
+            with_family=not training,
+        )
     except TrackingError as error:
         tracked = replace(last, outage=lost(last.outage, error, now=now))
     observed = Observed(
@@ -72,7 +90,7 @@ def observe(
         tracked=tracked.run,
         family=tracked.family,
         registrations=tracked.registrations,
-        report=_report(tracked),
+        report=tracked.report,
         outage=tracked.outage,
         previous=previous,
     )
@@ -84,24 +102,20 @@ def lost(outage: Outage | None, error: TrackingError, *, now: datetime) -> Outag
     return Outage(message=str(error), since=outage.since if outage else now, refused=error.refused)
 
 
-def _ask_mlflow(subject: Subject, *, with_family: bool) -> Tracked:
-    client, uri = subject.connect(), subject.tracking_uri
-    run = tracking.find_run(
+def ask_mlflow(
+    client: MlflowClient, *, uri: str, run: CompressionRun, uid: str, with_family: bool
+) -> Tracked:
+    """What MLflow says of a run now; `TrackingError` where it does not answer."""
+    found = tracking.find_run(
         client,
         uri=uri,
-        experiment=subject.run.spec.registry.experiment,
-        uid=subject.uid,
-        spec_digest=subject.run.spec.digest(),
+        experiment=run.spec.registry.experiment,
+        uid=uid,
+        spec_digest=run.spec.digest(),
     )
-    family = tracking.load_family(client, run, uri=uri) if run is not None and with_family else None
+    family = tracking.load_family(client, found, uri=uri) if found is not None and with_family else None
     if family is None:
-        return Tracked(run=run)
+        return Tracked(run=found)
     with tracking.answered(uri):
-        registrations = registry.registrations(client, family=family, model=subject.model)
-    return Tracked(run=run, family=family, registrations=registrations)
-
-
-def _report(tracked: Tracked) -> str | None:
-    if tracked.run is None or tracked.family is None:
-        return None
-    return tracking.artifact_location(tracked.run, tracked.family.report)
+        registrations = registry.registrations(client, family=family, model=model_of(run))
+    return Tracked(run=found, family=family, registrations=registrations)

@@ -1,0 +1,272 @@
+"""The trainer as a KubeRay RayJob, one per attempt.
+
+Attempts are looked at in the cache and only written to the API server. Their names follow from the run and
+the number, so a start that is repeated, by this process or by the next one, finds what is there already and
+takes it over when it is this run's own. An attempt also lives as long as pods of it do: a RayJob may be gone
+while its trainer is still saving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping, Sequence
+from datetime import datetime, timedelta
+
+from ireko_api.reasons import Reason
+from ireko_api.spec import CompressionRun
+from ireko_operator.kube.cache import Cache, Snapshot
+from ireko_operator.kube.client import (
+    AlreadyExistsError,
+    Body,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    KubeClient,
+    KubeError,
+    NotFoundError,
+)
+from ireko_operator.kube.keys import CONFIG_MAPS, JOBS, MANAGER, Kind, Resource
+from ireko_operator.kube.objects import JobObject, PodObject, WorkloadObject
+from ireko_operator.launch import Attempt, ClusterView, Memory, Trouble, WorkloadView
+from ireko_operator.launch.platform import Platform
+from ireko_operator.launch.rayjob import attempt_name, build_attempt
+from ireko_operator.launch.troubles import pod_troubles, refusal, trouble
+from ireko_operator.launch.words import job_failure, job_message, sentence
+from ireko_operator.reconcile import verdicts
+
+LOST_NODE_GRACE = timedelta(seconds=60)
+"""How long after its deletion should be over a pod still counts: that of a lost node never goes by itself."""
+_CLOCK_SKEW = timedelta(seconds=60)
+"""Between the clock of the head's node, which dates the start of training, and that of the API server."""
+_DEPLOYED = ("Running", "Complete", "Failed")
+
+Heads = MutableMapping[int, str]
+"""uid of the head pod that the trainer of an attempt was seen running in."""
+
+
+class NameTakenError(KubeError):
+    """An object that is not this run's has the name that an attempt needs."""
+
+
+class RayJobLauncher:
+    """The attempts of one run, as its snapshot shows them.
+
+    `run` is None where its manifest cannot be read: then attempts are seen and deleted, but none is started.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: KubeClient,
+        cache: Cache,
+        snapshot: Snapshot,
+        run: CompressionRun | None,
+        platform: Platform,
+        heads: Heads,
+        now: datetime,
+    ) -> None:
+        self._client = client
+        self._cache = cache
+        self._snapshot = snapshot
+        self._run = run
+        self._platform = platform
+        self._heads = heads
+        self._now = now
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every attempt whose RayJob exists or of which pods are left, by number."""
+        found = {job.attempt: self._attempt(job) for job in self._snapshot.jobs if job.attempt > 0}
+        for pod in self._snapshot.pods:
+            if pod.attempt > 0 and pod.attempt not in found and self._lives(pod):
+                found[pod.attempt] = self._leftover(pod.attempt)
+        return tuple(found[number] for number in sorted(found))
+
+    def start(self, number: int, *, memory: Memory) -> None:
+        """Create the ConfigMap and the RayJob of the attempt unless they exist.
+
+        Raises `NameTakenError` where they exist and belong to somebody else.
+        """
+        if self._run is None:
+            raise ValueError("a run whose manifest cannot be read was to be started")
+        objects = build_attempt(self._run, number=number, memory=memory, platform=self._platform)
+        self._ensure(CONFIG_MAPS, objects.config_map)
+        self._cache.learn(Kind.JOBS, self._ensure(JOBS, objects.rayjob))
+
+    def suspend(self, number: int, *, suspended: bool) -> None:
+        """Take the attempt's pods away, or give them back."""
+        job = self._job(number)
+        if job is None or job.suspend is suspended:
+            return
+        body = {"metadata": {"uid": job.meta.uid}, "spec": {"suspend": suspended}}
+        try:
+            answer = self._client.merge(
+                JOBS, namespace=job.meta.namespace, name=job.meta.name, body=body, manager=MANAGER
+            )
+        except (NotFoundError, ConflictError):
+            self._refresh(job)
+        else:
+            self._cache.learn(Kind.JOBS, answer)
+
+    def delete(self, number: int) -> None:
+        """Delete the attempt's RayJob; KubeRay stops the job first and its pods go after it."""
+        job = self._job(number)
+        if job is None or job.meta.deleting is not None:
+            return
+        try:
+            answer = self._client.delete(
+                JOBS, namespace=job.meta.namespace, name=job.meta.name, uid=job.meta.uid
+            )
+        except (NotFoundError, ConflictError):
+            self._cache.forget(Kind.JOBS, job.meta)  # that very RayJob is gone already
+            return
+        if answer.get("kind") == "Status":
+            self._cache.forget(Kind.JOBS, job.meta)
+        else:
+            self._cache.learn(Kind.JOBS, answer)
+
+    def look_for(self, number: int) -> None:
+        """Ask the API server for an attempt that the cache may have missed or lost."""
+        meta = self._snapshot.run.meta
+        known = self._job(number)
+        if known is not None:
+            self._refresh(known)
+            return
+        name = attempt_name(run=meta.name, uid=meta.uid, number=number)
+        try:
+            self._cache.learn(Kind.JOBS, self._client.get(JOBS, namespace=meta.namespace, name=name))
+        except NotFoundError:
+            return
+
+    def _refresh(self, job: JobObject) -> None:
+        try:
+            answer = self._client.get(JOBS, namespace=job.meta.namespace, name=job.meta.name)
+        except NotFoundError:
+            self._cache.forget(Kind.JOBS, job.meta)
+        else:
+            self._cache.learn(Kind.JOBS, answer)
+
+    def _ensure(self, resource: Resource, wanted: Body) -> Body:
+        """The object as it exists now, created if need be."""
+        namespace, name = self._snapshot.run.meta.namespace, wanted["metadata"]["name"]
+        try:
+            return self._client.create(resource, namespace=namespace, body=wanted, manager=MANAGER)
+        except AlreadyExistsError:
+            there = self._client.get(resource, namespace=namespace, name=name)
+        owners = there["metadata"].get("ownerReferences") or ()
+        if not any(owner.get("uid") == self._snapshot.run.meta.uid for owner in owners):
+            raise NameTakenError(
+                f"{wanted['kind']} {name} exists in {namespace} and belongs to somebody else. Delete or rename "
+                "it; the run then goes on by itself."
+            )
+        return there
+
+    def _job(self, number: int) -> JobObject | None:
+        return next((job for job in self._snapshot.jobs if job.attempt == number), None)
+
+    def _lives(self, pod: PodObject) -> bool:
+        deleting = pod.meta.deleting
+        return not pod.ended and (deleting is None or self._now < deleting + LOST_NODE_GRACE)
+
+    def _attempt(self, job: JobObject) -> Attempt:
+        view = self._view(job)
+        return Attempt(
+            number=job.attempt,
+            alive=verdicts.is_live(view),
+            stopping_since=job.meta.deleting,
+            failure=job_failure(job.message),
+            cluster=view,
+        )
+
+    def _view(self, job: JobObject) -> ClusterView:
+        pods = [pod for pod in self._snapshot.pods if pod.attempt == job.attempt]
+        in_cluster = [pod for pod in pods if pod.cluster]
+        clusters = [item for item in self._snapshot.clusters if item.meta.owner == job.meta.uid]
+        return ClusterView(
+            ray_job=job.meta.name,
+            job_status=job.job_status,
+            deployment_status=job.deployment_status,
+            reason=job.reason,
+            message=job_message(job.message),
+            ray_cluster=job.cluster,
+            suspended=job.suspend,
+            deleting=job.meta.deleting is not None,
+            created_at=job.meta.created,
+            finished_at=job.ended,
+            ready_pods=sum(pod.ready and pod.meta.deleting is None for pod in in_cluster),
+            live_pods=sum(self._lives(pod) for pod in in_cluster),
+            out_of_memory=job.attempt in self._snapshot.out_of_memory,
+            head_lost=self._head_lost(job, in_cluster),
+            troubles=pod_troubles(pods, clusters),
+            workload=workload_view(
+                item for item in self._snapshot.workloads if item.meta.owner == job.meta.uid
+            ),
+        )
+
+    def _leftover(self, number: int) -> Attempt:
+        """An attempt whose RayJob is gone before its last pods."""
+        meta = self._snapshot.run.meta
+        view = ClusterView(
+            ray_job=attempt_name(run=meta.name, uid=meta.uid, number=number),
+            deleting=True,
+            live_pods=sum(pod.attempt == number and self._lives(pod) for pod in self._snapshot.pods),
+            out_of_memory=number in self._snapshot.out_of_memory,
+        )
+        return Attempt(number=number, alive=True, stopping_since=self._now, cluster=view)
+
+    def _head_lost(self, job: JobObject, pods: Sequence[PodObject]) -> bool:
+        """Whether the head pod that the trainer runs in is going, gone or another one by now."""
+        if job.deployment_status not in _DEPLOYED or job.suspend or job.meta.deleting is not None:
+            self._heads.pop(job.attempt, None)
+            return False
+        if job.deployment_status != "Running" or job.training_since is None:
+            return False
+        heads = [pod for pod in pods if pod.node_type == "head" and pod.cluster == job.cluster]
+        well = [pod for pod in heads if _is_well(pod, since=job.training_since)]
+        known = self._heads.get(job.attempt)
+        if known is None:
+            if well:
+                self._heads[job.attempt] = well[0].meta.uid
+            return bool(heads) and not well
+        return known not in {pod.meta.uid for pod in well}
+
+
+def workload_view(workloads: Iterable[WorkloadObject]) -> WorkloadView | None:
+    """Where a RayJob stands in its queue: Kueue's newest Workload of it decides."""
+    newest = max(workloads, key=lambda item: item.meta.version, default=None)
+    if newest is None:
+        return None
+    true = {item.type: item for item in newest.conditions if item.status == "True"}
+    if "Finished" in true:
+        return WorkloadView(state="Finished", reason=true["Finished"].reason)
+    if "Admitted" in true:
+        return WorkloadView(state="Admitted", reason=true["Admitted"].reason)
+    if "Evicted" in true:
+        cause = true.get("Preempted", true["Evicted"])
+        return WorkloadView(state="Evicted", reason=cause.reason, message=sentence(cause.message))
+    waiting = next((item for item in newest.conditions if item.type == "QuotaReserved"), None)
+    if waiting is None or waiting.status == "True":
+        return WorkloadView(state="Pending")
+    return WorkloadView(state="Pending", reason=waiting.reason, message=sentence(waiting.message))
+
+
+def refusal_of(error: KubeError) -> Trouble | None:
+    """What the API server's answer says is wrong with the run or its cluster; None for a passing trouble."""
+    if isinstance(error, NameTakenError):
+        return Trouble(reason=Reason.POD_REFUSED, message=str(error))
+    if isinstance(error, NotFoundError) and error.kind_missing:
+        return Trouble(
+            reason=Reason.KUBERAY_MISSING,
+            message=f"The cluster does not know RayJobs. {Reason.KUBERAY_MISSING.remedy}",
+        )
+    if isinstance(error, (ForbiddenError, InvalidError)):
+        return trouble(refusal(str(error)), str(error))
+    return None
+
+
+def _is_well(pod: PodObject, *, since: datetime) -> bool:
+    """Whether a head pod is the one that training began in at `since`, and stays."""
+    crashed = any(
+        container.exit_code and (container.ended_at is None or container.ended_at > since)
+        for container in pod.containers
+    )
+    newer = pod.meta.created is not None and pod.meta.created > since + _CLOCK_SKEW
+    return pod.meta.deleting is None and not pod.ended and not crashed and not newer
