@@ -1,0 +1,170 @@
+"""The chart on a real API server: everything is admitted, installed, upgraded, and removed but for what must stay."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api.chart.value_sets import VALUE_SETS
+from api.tables import MINIMAL as RUN
+from kubernetes.client import AppsV1Api
+from rig.api_server import Cluster
+from rig.helm import Helm, find
+from rig.processes import free_port, wait_until
+
+DEMO = VALUE_SETS["demo MLflow"]
+
+
+@pytest.fixture
+def place(empty_cluster: Cluster) -> Iterator[str]:
+    """A namespace that takes restricted pods only."""
+    with empty_cluster.namespace({"pod-security.kubernetes.io/enforce": "restricted"}) as name:
+        yield name
+
+
+@pytest.fixture
+def teams(empty_cluster: Cluster) -> None:
+    for name in ("team-a", "team-b"):
+        manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        empty_cluster.apply("-f", "-", manifest=manifest)
+
+
+@pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS)
+def test_the_api_server_takes_every_object_as_it_stands(
+    empty_cluster: Cluster, helm: Helm, place: str, teams: None, values: dict[str, Any]
+) -> None:
+    """By strict server-side dry run: an unknown or misplaced field is an error."""
+    objects = helm.template(values, namespace=place)
+    said = empty_cluster.kubectl(
+        "apply", "--server-side", "--dry-run=server", "--validate=strict", "-n", place, "-f", "-",
+        manifest={"apiVersion": "v1", "kind": "List", "items": objects},
+    )  # fmt: skip
+
+    assert len(said.stdout.splitlines()) == len(objects)
+    assert "Warning" not in said.stderr  # such as Pod Security's
+
+
+@pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS)
+def test_its_pods_are_restricted_ones(
+    empty_cluster: Cluster, helm: Helm, place: str, values: dict[str, Any]
+) -> None:
+    values = {**values, "priorityClassName": ""}  # the system's classes are for the system's namespaces
+    objects = helm.template(values, namespace=place)
+    deployments = [each for each in objects if each["kind"] == "Deployment"]
+    assert deployments
+    for deployment in deployments:
+        template = copy.deepcopy(deployment["spec"]["template"])
+        template["spec"].pop("serviceAccountName", None)  # not made by a dry run
+        name = deployment["metadata"]["name"]
+        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        pod["metadata"] = {**template["metadata"], "name": name, "namespace": place}
+        said = empty_cluster.kubectl("create", "--dry-run=server", "-f", "-", manifest=pod)
+        assert f"pod/{name} created" in said.stdout
+        for container in template["spec"]["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["resources"]["requests"]
+
+
+def test_a_release_is_installed_upgraded_and_removed(
+    empty_cluster: Cluster, helm_there: Helm, place: str
+) -> None:
+    notes = helm_there.install(DEMO, namespace=place)
+    assert f"http://ireko-mlflow.{place}.svc:5000" in notes
+    assert "KubeRay is missing" in notes
+    assert f"kubectl --namespace {place} rollout status deployment/ireko" in notes
+
+    empty_cluster.kubectl("apply", "-n", place, "-f", "-", manifest=RUN)
+    apps = AppsV1Api(empty_cluster.api_client())
+    before = apps.read_namespaced_deployment("ireko-mlflow", place)
+
+    helm_there.install({**DEMO, "workers": 9}, namespace=place)
+    operator = apps.read_namespaced_deployment("ireko", place)
+    after = apps.read_namespaced_deployment("ireko-mlflow", place)
+    assert "--workers=9" in operator.spec.template.spec.containers[0].args
+    assert after.metadata.generation == before.metadata.generation  # the server does not restart
+
+    kept = helm_there.uninstall(namespace=place)
+    assert "compressionruns.ireko.dev" in kept
+    assert "ireko-mlflow" in kept
+    left = empty_cluster.kubectl(
+        "get", "deployment,service,serviceaccount,role,rolebinding,configmap,pvc,crun", "-n", place, "-o", "name"
+    ).stdout.split()  # fmt: skip
+    assert sorted(left) == [
+        "compressionrun.ireko.dev/quickstart",
+        "configmap/kube-root-ca.crt",
+        "persistentvolumeclaim/ireko-mlflow",
+        "serviceaccount/default",
+    ]
+    everywhere = empty_cluster.kubectl(
+        "get", "clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/part-of=ireko", "-o", "name"
+    )
+    assert everywhere.stdout == ""
+
+    helm_there.install(DEMO, namespace=place)  # takes back what it kept
+    helm_there.uninstall(namespace=place)
+
+
+def test_two_releases_of_one_name_live_side_by_side(
+    empty_cluster: Cluster, helm_there: Helm, teams: None
+) -> None:
+    for name in ("team-a", "team-b"):
+        values = {**VALUE_SETS["namespaced"], "watchNamespaces": [name]}
+        helm_there.install({**values, "rbac": {"aggregateToDefaultRoles": True}}, namespace=name)
+    for name in ("team-a", "team-b"):
+        helm_there.uninstall(namespace=name)
+
+
+def test_the_demo_server_starts_with_its_arguments_and_answers_to_its_names_only(
+    helm: Helm, tmp_path: Path
+) -> None:
+    port = free_port()
+    values = {"demoMlflow": {"enabled": True, "port": port}}
+    container = find(helm.template(values), "Deployment", "ireko-mlflow")["spec"]["template"]["spec"][
+        "containers"
+    ][0]
+    arguments = [
+        each.replace("/var/lib/mlflow", str(tmp_path)).replace("0.0.0.0", "127.0.0.1")
+        for each in container["args"]
+    ]
+    program = str(Path(sys.executable).parent / container["command"][0])
+    with _started([program, *arguments], tmp_path / "log") as server:
+        wait_until(lambda: _status(port, "localhost", "/health") == 200, what="MLflow", timeout=120)
+        assert _status(port, "ireko-mlflow.ireko-system.svc", "/version") == 200
+        search = "/api/2.0/mlflow/experiments/search?max_results=1"
+        assert _status(port, "ireko-mlflow.ireko-system.svc", search) == 200
+        assert _status(port, "evil.example", search) == 403
+        assert server.poll() is None
+
+
+@contextmanager
+def _started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            hammer = threading.Timer(20, process.kill)
+            hammer.start()
+            process.wait()
+            hammer.cancel()
+
+
+def _status(port: int, host: str, path: str) -> int:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": f"{host}:{port}"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
