@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,7 @@ def described_fields(schemas: dict[str, Any], schema: dict[str, Any], path: str)
 
 def test_the_published_schema_describes_every_field(api_server: Cluster) -> None:
     """What `kubectl explain` prints comes from here."""
-    published = api_server.api_client().call_api(
-        "/openapi/v3/apis/ireko.dev/v1alpha1", "GET", response_type="object", _return_http_data_only=True
-    )
+    published = json.loads(api_server.kubectl("get", "--raw", "/openapi/v3/apis/ireko.dev/v1alpha1").stdout)
     schemas = published["components"]["schemas"]
     (run,) = [schema for name, schema in schemas.items() if name.endswith(".CompressionRun")]
     fields = dict(described_fields(schemas, {"properties": {"spec": run["properties"]["spec"]}}, "crun"))
@@ -67,30 +66,32 @@ def test_kubectl_explains_a_field(api_server: Cluster) -> None:
 def test_the_table_of_runs_shows_how_far_they_are(
     api_server: Cluster, runs: Resource, namespace: str
 ) -> None:
-    runs.create(body=copy.deepcopy(MINIMAL), namespace=namespace)
-    members = [
-        {
-            "target": target,
-            "modelUri": f"models:/quickstart@{target}",
-            "version": "1",
-            "parameters": 1,
-            "sizeBytes": 1,
-            "averageBits": 4.5,
-        }
-        for target in ("gateway", "camera")
+    manifest = copy.deepcopy(MINIMAL)
+    manifest["spec"]["compute"] = {"queueName": "team-a"}
+    runs.create(body=manifest, namespace=namespace)
+    attempts = [
+        {"number": number, "startedAt": "2026-01-31T12:00:00Z", "rayJob": f"quickstart-{number}"}
+        for number in (1, 2)
     ]
-    progress = {"stage": "mlfs/widths", "step": 3, "totalSteps": 10, "percent": 42, "etaSeconds": 90}
-    status = {"phase": "Running", "progress": progress, "members": members}
+    status = {
+        "phase": "Running",
+        "reason": "Training",
+        "registered": "1/3",
+        "progress": {"stage": "mlfs/widths", "step": 3, "totalSteps": 10, "percent": 42, "etaSeconds": 90},
+        "attempts": attempts,
+    }
     api_server.kubectl(
         "patch", "crun", "quickstart", "-n", namespace, "--subresource=status", "--type=merge",
-        "-p", yaml.safe_dump({"status": status}),
+        "-p", json.dumps({"status": status}),
     )  # fmt: skip
-    header, row = api_server.kubectl("get", "crun", "-n", namespace).stdout.splitlines()
-    assert header.split() == ["NAME", "PHASE", "STAGE", "PERCENT", "ETA", "MEMBERS", "AGE"]
-    name, phase, stage, percent, eta, *rest = row.split()
-    assert (name, phase, stage, percent, eta) == ("quickstart", "Running", "mlfs/widths", "42", "90")
-    assert "gateway" in row
-    assert rest
+    narrow = api_server.kubectl("get", "crun", "-n", namespace).stdout.splitlines()
+    wide = api_server.kubectl("get", "crun", "-n", namespace, "-o", "wide").stdout.splitlines()
+    expected = ["quickstart", "Running", "mlfs/widths", "42", "90", "1/3"]
+    assert narrow[0].split() == ["NAME", "PHASE", "STAGE", "PERCENT", "ETA", "MEMBERS", "AGE"]
+    assert narrow[1].split()[:-1] == expected
+    assert wide[0].split() == [*narrow[0].split(), "REASON", "ATTEMPT", "QUEUE", "RAYJOB"]
+    assert wide[1].split()[:6] == expected
+    assert wide[1].split()[7:] == ["Training", "2", "team-a", "quickstart-2"]
 
 
 def test_a_run_is_among_all_that_a_namespace_holds(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from rig.binaries import HELM, KUBERAY, KUBERNETES, find_or_build
 from rig.errors import RigError
+from rig.network import MAX_NODES
+from rig.standing import Place, down, hold, up
 
-app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+Nodes = Annotated[int, typer.Option(min=1, max=MAX_NODES, help="How many nodes.")]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
 @app.callback()
@@ -22,6 +27,31 @@ def binaries() -> None:
     """Find or build the programs of the rig, and print the folders that hold them."""
     for module in (KUBERNETES, KUBERAY, HELM):
         print(find_or_build(module).directory)
+
+
+@app.command(name="up")
+def start(nodes: Nodes = 2) -> None:
+    """Start a cluster with KubeRay and MLflow, and say how to use it."""
+    place = Place()
+    up(place, nodes=nodes)
+    kubectl = find_or_build(KUBERNETES).path("kubectl")
+    print("The cluster is up. To use it from this shell:")
+    print(f"  export KUBECONFIG={place.kubeconfig}")
+    print(f"  alias kubectl={kubectl}")
+    print("  kubectl get nodes")
+    print("End it with: make cluster-down")
+
+
+@app.command(name="down")
+def stop() -> None:
+    """End the cluster and remove all of it."""
+    print("The cluster is gone." if down(Place()) else "No cluster was up.")
+
+
+@app.command(name="hold", hidden=True)
+def keep(nodes: Nodes = 2) -> None:
+    """Hold the cluster until told to end: what `up` starts in the background."""
+    hold(Place(), nodes=nodes)
 
 
 def main() -> None:

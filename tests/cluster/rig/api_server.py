@@ -93,11 +93,15 @@ class Cluster:
 
     def client(self, kubeconfig: Path | None = None) -> DynamicClient:
         """A new dynamic client (its own connections) of the administrator, or of `kubeconfig`."""
-        return DynamicClient(self.api_client(kubeconfig))
+        # Its list of kinds would otherwise lie in a file that every cluster at this address shares.
+        return DynamicClient(self.api_client(kubeconfig), cache_file=str(self.directory / "kinds.json"))
 
     def api_client(self, kubeconfig: Path | None = None) -> kubernetes_client.ApiClient:
         """A new plain client, for `kubernetes.client.CoreV1Api(…)` and the like."""
-        return kubernetes_config.new_client_from_config(config_file=str(kubeconfig or self.kubeconfig))
+        made: kubernetes_client.ApiClient = kubernetes_config.new_client_from_config(
+            config_file=str(kubeconfig or self.kubeconfig)
+        )
+        return made
 
     def user(self, name: str, *, groups: Sequence[str] = ()) -> Path:
         """A kubeconfig of a person `name` in `groups`, who may do nothing until RBAC says so."""
@@ -130,9 +134,9 @@ class Cluster:
     def namespace(self, labels: Mapping[str, str] | None = None) -> Iterator[str]:
         """A new namespace, deleted afterwards without waiting for its end."""
         name = f"test-{uuid.uuid4().hex[:8]}"
-        metadata = {"name": name, "labels": dict(labels or {})}
+        metadata = kubernetes_client.V1ObjectMeta(name=name, labels=dict(labels or {}))
         core = kubernetes_client.CoreV1Api(self.api_client())
-        core.create_namespace({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        core.create_namespace(kubernetes_client.V1Namespace(metadata=metadata))
         self._wait_for_service_account(core, name)
         try:
             yield name

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kubernetes.client import CoreV1Api
-
 from rig.api_server import Cluster
 from rig.binaries import KUBERAY, KUBERNETES, find_or_build
 from rig.control_plane import ControlPlane, Settings
@@ -57,12 +55,12 @@ class NodeCluster(Cluster):
     def wait_for_nodes(self, *, timeout: float = 120) -> None:
         """Wait until every running node is Ready."""
 
-        core = CoreV1Api(self.api_client())
+        known = self.client().resources.get(api_version="v1", kind="Node")
 
         def ready() -> bool:
             conditions = {
                 node.metadata.name: {item.type: item.status for item in node.status.conditions or ()}
-                for node in core.list_node().items
+                for node in known.get().items
             }
             return all(conditions.get(node.name, {}).get("Ready") == "True" for node in self.nodes.values())
 
