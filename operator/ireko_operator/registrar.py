@@ -98,7 +98,7 @@ class Registrar:
                 raise AbandonedError("The registration was cut off; whoever registers next completes it.")
 
         try:
-            with tracking.answered(order.tracking_uri):
+            with tracking.with_artifacts(order.tracking_uri):
                 client = cast("MlflowClient", _Guarded(self._connect(order.tracking_uri), before))
                 bundles.verify(client, uri=order.tracking_uri, family=order.family)
                 done = registry.register(client, family=order.family, model=order.model)

@@ -32,7 +32,7 @@ from ireko_api.handoff import (
     Family,
     Progress,
 )
-from ireko_operator.errors import TrackingError
+from ireko_operator.errors import OperatorError, TrackingError
 from ireko_operator.reconcile.state import TrackedRun
 
 _SETTINGS = {
@@ -45,6 +45,8 @@ _SETTINGS = {
 
 
 _PAGE = 1000
+
+log = logging.getLogger(__name__)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -87,6 +89,22 @@ def answered(uri: str) -> Iterator[None]:
             "installed: "
             f"`pip install 'ireko[trainer]'` brings what local databases need.",
             refused=True,
+        ) from error
+
+
+@contextmanager
+def with_artifacts(uri: str) -> Iterator[None]:
+    """The same where artifacts are read: whatever their store raises becomes a `TrackingError`, too."""
+    try:
+        with answered(uri):
+            yield
+    except OperatorError:
+        raise
+    except Exception as error:
+        # Every artifact store raises the exceptions of a library of its own.
+        raise TrackingError(
+            f"The artifacts of MLflow at {without_password(uri)} cannot be read ({type(error).__name__}: "
+            f"{_first_line(error, uri)}). Check the artifact store and the operator's access to it."
         ) from error
 
 
@@ -135,7 +153,10 @@ def running(
         for run in page:
             identity = (run.data.tags.get(TAG_UID, ""), run.data.tags.get(TAG_SPEC_DIGEST, ""))
             if identity in wanted:
-                found[identity] = _tracked(run)
+                try:
+                    found[identity] = _tracked(run)
+                except TrackingError as error:
+                    log.warning("%s", error)  # one run that cannot be read hides none of the others
         token = page.token
         if not token:
             break
@@ -180,12 +201,19 @@ def without_password(uri: str) -> str:
 
 def _tracked(run: Run) -> TrackedRun:
     progress, failure = run.data.tags.get(TAG_PROGRESS), run.data.tags.get(TAG_FAILURE)
-    return TrackedRun(
-        run_id=run.info.run_id,
-        artifact_uri=run.info.artifact_uri,
-        progress=Progress.model_validate_json(progress) if progress else None,
-        failure=Failure.model_validate_json(failure) if failure else None,
-    )
+    try:
+        return TrackedRun(
+            run_id=run.info.run_id,
+            artifact_uri=run.info.artifact_uri,
+            progress=Progress.model_validate_json(progress) if progress else None,
+            failure=Failure.model_validate_json(failure) if failure else None,
+        )
+    except ValidationError as error:
+        raise TrackingError(
+            f"The tags {TAG_PROGRESS} and {TAG_FAILURE} of the MLflow run {run.info.run_id} cannot be read by "
+            f"this version of Ireko ({error.errors()[0]['msg']}): use the trainer of the same release.",
+            refused=True,
+        ) from error
 
 
 def _first_line(error: Exception, uri: str) -> str:

@@ -73,7 +73,8 @@ class TrackingPoll:
         telemetry: Telemetry | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._wake = wake
+        self.wake = wake
+        """Has a run reconciled soon."""
         self._connect = connect
         self._interval = interval
         self._telemetry = telemetry or NoTelemetry()
@@ -191,4 +192,4 @@ class TrackingPoll:
 
     def _wake_all(self, runs: Iterable[Followed]) -> None:
         for run in runs:
-            self._wake(run.key)
+            self.wake(run.key)

@@ -125,7 +125,8 @@ class KubeClient:
         seconds: float = REQUEST_SECONDS,
     ) -> None:
         self._api = api
-        self._fence = fence
+        self.may_write = fence
+        """Whether this process may still write."""
         self._telemetry = telemetry or NoTelemetry()
         self._seconds = seconds
 
@@ -225,7 +226,7 @@ class KubeClient:
         content_type: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> Body:
-        if not self._fence():
+        if not self.may_write():
             raise FencedError(f"{verb} of {path} was not sent: another instance of the operator leads.")
         self._telemetry.api_write(counted, verb)
         return self._call(method, path, body=body, content_type=content_type, query=query)

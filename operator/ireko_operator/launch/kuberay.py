@@ -136,6 +136,11 @@ class RayJobLauncher:
         except NotFoundError:
             return
 
+    def silence(self, number: int) -> float:
+        """Seconds since anything was heard of the attempt's RayJob; infinite where it is not known."""
+        job = self._job(number)
+        return self._cache.silence(Kind.JOBS, job.meta.key) if job is not None else float("inf")
+
     def _refresh(self, job: JobObject) -> None:
         try:
             answer = self._client.get(JOBS, namespace=job.meta.namespace, name=job.meta.name)
