@@ -23,6 +23,7 @@ from ireko_api.crd import custom_resource_definition
 from ireko_api.spec import CompressionRun
 from ireko_operator.errors import ManifestError, OperatorError, UsageError
 from ireko_operator.manifest import find_problem_lines, load_run
+from ireko_operator.process.command import operator
 from ireko_operator.render import Row, error_console, family_table, table_console, view_for
 from ireko_operator.result import EXIT_STATUS, result_of
 from ireko_operator.workdir import Workdir
@@ -37,6 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command()(operator)
 
 
 class Output(StrEnum):

@@ -1,0 +1,97 @@
+"""Questions to the API server that the watches do not answer: is it there, what does it know, what may I do?
+
+Objects are asked for as metadata only: their versions are wanted, and a thousand RayJobs are tens of megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubernetes.client import ApiClient
+
+from ireko_operator.kube.client import KubeClient, NotFoundError
+from ireko_operator.kube.keys import Key, Resource
+from ireko_operator.process.sight import Mark, mark_of
+
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+_PAGE = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Right:
+    """Something that RBAC may allow."""
+
+    verb: str
+    group: str
+    resource: str
+    subresource: str = ""
+    namespace: str | None = None
+    """None: in all namespaces."""
+    name: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
+        return f"{self.verb} {what}{'.' + self.group if self.group else ''}"
+
+
+class Inquiry(KubeClient):
+    """Asks; never writes an object."""
+
+    def __init__(self, *, api: ApiClient, seconds: float = 10.0) -> None:
+        """`api` must not be shared: what it accepts for an answer is changed."""
+        super().__init__(api=api, seconds=seconds)
+        api.set_default_header("Accept", _METADATA_ONLY)
+
+    def version(self) -> str:
+        """The version of the API server."""
+        answer: str = self._call("GET", "/version").get("gitVersion", "")
+        return answer
+
+    def serves(self, resource: Resource) -> bool:
+        """Whether the API server knows the kind."""
+        root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+        try:
+            known = self._call("GET", root).get("resources") or ()
+        except NotFoundError:
+            return False
+        return any(item.get("name") == resource.plural for item in known)
+
+    def marks(self, resource: Resource, *, namespaces: Sequence[str], selector: str) -> dict[Key, Mark]:
+        """The state of every object of a kind, in these namespaces or, if none are named, in all."""
+        root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+        paths = [resource.path(namespace) for namespace in namespaces] or [f"{root}/{resource.plural}"]
+        return {key: mark for path in paths for key, mark in self._pages(path, selector)}
+
+    def may(self, right: Right) -> bool:
+        """Whether this process has the right."""
+        attributes = {
+            "verb": right.verb,
+            "group": right.group,
+            "resource": right.resource,
+            "subresource": right.subresource,
+            "namespace": right.namespace or "",
+            "name": right.name,
+        }
+        answer = self._call(
+            "POST",
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            body={
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": {name: value for name, value in attributes.items() if value}},
+            },
+        )
+        return bool((answer.get("status") or {}).get("allowed"))
+
+    def _pages(self, path: str, selector: str) -> list[tuple[Key, Mark]]:
+        query: dict[str, str] = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}
+        found: list[tuple[Key, Mark]] = []
+        while True:
+            page: Mapping[str, Any] = self._call("GET", path, query=query)
+            found += [mark_of(item) for item in page["items"]]
+            following = page["metadata"].get("continue")
+            if not following:
+                return found
+            query["continue"] = following

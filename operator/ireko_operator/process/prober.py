@@ -1,0 +1,83 @@
+"""Asks the API server now and then for what the watches cannot tell: which kinds there are, and what they missed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from ireko_operator.kube.client import KubeError
+from ireko_operator.kube.keys import Key, Kind
+from ireko_operator.process.inquiry import Inquiry
+from ireko_operator.process.sight import Sight
+from ireko_operator.process.watched import WATCHED
+
+logger = logging.getLogger(__name__)
+
+_SECONDS = 60.0
+_SECONDS_AT_FIRST = 1.0
+"""Until everything that existed at the start has been delivered."""
+
+
+class Prober:
+    """Compares, in a thread of its own, what the watches delivered with what the API server has."""
+
+    def __init__(
+        self,
+        *,
+        inquiry: Inquiry,
+        namespaces: Sequence[str],
+        sight: Sight,
+        watch: Callable[[frozenset[Kind]], None],
+        gone: Callable[[Kind, Key, str], None],
+    ) -> None:
+        """`watch` is told the kinds that exist; `gone`, kind, key and uid of what has gone without an event."""
+        self._inquiry = inquiry
+        self._namespaces = tuple(namespaces)
+        self._sight = sight
+        self._watch = watch
+        self._gone = gone
+        self._kinds: frozenset[Kind] | None = None
+        self._answered = True
+
+    def run(self, stop: threading.Event) -> None:
+        """Ask until `stop` is set."""
+        while not stop.is_set():
+            self.ask()
+            stop.wait(_SECONDS if self._sight.synced() else _SECONDS_AT_FIRST)
+
+    def ask(self) -> None:
+        """One round; an API server that does not answer is asked again in the next."""
+        try:
+            self._discover()
+            self._look()
+        except KubeError as error:
+            if self._answered:
+                logger.warning("The API server could not be asked what there is: %s", error)
+            self._answered = False
+        else:
+            self._answered = True
+
+    def _discover(self) -> None:
+        kinds = frozenset(kind for kind, watched in WATCHED.items() if self._inquiry.serves(watched.resource))
+        if kinds == self._kinds:
+            return
+        for kind in Kind:
+            missing = WATCHED[kind].missing
+            if kind in kinds and self._kinds is not None and kind not in self._kinds:
+                logger.info("The API server knows %s now: they are watched.", kind.value)
+            elif kind not in kinds and missing:
+                logger.warning("%s", missing)
+        self._kinds = kinds
+        self._sight.watch(kinds)
+        self._watch(kinds)
+
+    def _look(self) -> None:
+        for kind in sorted(self._kinds or ()):
+            watched = WATCHED[kind]
+            listed = self._inquiry.marks(
+                watched.resource, namespaces=self._namespaces, selector=watched.selector
+            )
+            for key, uid in self._sight.look(kind, listed):
+                logger.info("%s %s/%s has gone while its watch was interrupted.", kind.value, *key)
+                self._gone(kind, key, uid)
