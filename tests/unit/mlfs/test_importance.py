@@ -86,6 +86,40 @@ def test_a_dead_neuron_and_a_dead_head_come_last(family: str) -> None:
     assert orders[(Axis.ATTENTION, 1)][-1] == 0
 
 
+def test_a_neuron_scores_the_squared_slope_of_the_answer_as_it_is_faded_out(family: str) -> None:
+    model, batch = make_model(family, labels=1).double(), make_batch(rows=1)
+    layout = layout_of(model)
+    column = model.get_submodule(layout.block_name(1, layout.architecture.intermediate_output)).weight[:, 7]
+    score = measure_importance(model=model, batches=[batch]).scores[(Axis.INTERMEDIATE, 1)][7]
+    with torch.no_grad():
+        column *= 1 + 1e-4
+        above = ask(model, batch)
+        column *= (1 - 1e-4) / (1 + 1e-4)
+        below = ask(model, batch)
+    torch.testing.assert_close(((above - below) / 2e-4).square().squeeze(), score, rtol=1e-5, atol=0)
+
+
+def test_a_loud_neuron_that_no_answer_depends_on_comes_last(family: str) -> None:
+    model = make_model(family)
+    layout = layout_of(model)
+    with torch.no_grad():
+        # The same number on every channel: the norm that follows takes it away again.
+        model.get_submodule(layout.block_name(1, layout.architecture.intermediate_output)).weight[:, 5] = 10
+    orders = measure_importance(model=model, batches=[make_batch()]).orders()
+    assert orders[(Axis.INTERMEDIATE, 1)][-1] == 5
+
+
+def test_measuring_leaves_the_model_as_it_was(family: str) -> None:
+    model, batch = make_model(family).train(), make_batch()
+    model.requires_grad_(requires_grad=False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    measure_importance(model=model, batches=[batch])
+    assert model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
 def test_padding_does_not_count(family: str) -> None:
     model, batch = make_model(family), make_batch(rows=1, length=6)
     padded = {
