@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from ireko_trainer.distributed import WorkerResources, World, run_on_workers
+from ireko_trainer.distributed.cluster import interface_of
 from ireko_trainer.errors import UserError
 
 
@@ -62,3 +63,8 @@ def test_more_cpus_than_the_machine_has_are_refused_with_the_remedy(tmp_path: Pa
             storage=tmp_path,
             name="too-many",
         )
+
+
+def test_workers_are_reached_by_the_interface_of_their_node() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None

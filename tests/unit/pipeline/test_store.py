@@ -6,14 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ireko_trainer.pipeline.store import (
-    StageStore,
-    StorageFullError,
-    content_key,
-    explained_full_disk,
-    explained_io_errors,
-    write_json,
-)
+from ireko_trainer.errors import StorageFullError
+from ireko_trainer.pipeline.files import explained_full_disk, explained_io_errors, write_json
+from ireko_trainer.pipeline.storage import SharedDirectory
+from ireko_trainer.pipeline.store import StageStore, content_key
 
 SIMPLE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -32,22 +28,22 @@ def test_a_changed_input_changes_the_key() -> None:
 
 
 def test_an_unfinished_stage_is_not_found_and_keeps_its_files(tmp_path: Path) -> None:
-    stage = StageStore(storage=tmp_path).begin(name="widths", key="k")
+    stage = StageStore(storage=SharedDirectory(tmp_path)).begin(name="widths", key="k")
     (stage.directory / "checkpoint").write_text("half way")
-    again = StageStore(storage=tmp_path)
+    again = StageStore(storage=SharedDirectory(tmp_path))
     assert again.finished(name="widths", key="k") is None
     assert (again.begin(name="widths", key="k").directory / "checkpoint").read_text() == "half way"
 
 
 def test_a_finished_stage_is_found_with_its_record(tmp_path: Path) -> None:
-    store = StageStore(storage=tmp_path)
+    store = StageStore(storage=SharedDirectory(tmp_path))
     stage = store.begin(name="widths", key="k")
     (stage.directory / "weights").write_text("trained")
     store.finish(stage, record={"steps": 3})
-    found = StageStore(storage=tmp_path).finished(name="widths", key="k")
+    found = StageStore(storage=SharedDirectory(tmp_path)).finished(name="widths", key="k")
     assert found is not None
     assert found.record == {"steps": 3}
-    assert (found.directory / "weights").read_text() == "trained"
+    assert found.output("weights").read_text() == "trained"
     assert store.finished(name="widths", key="other") is None
 
 

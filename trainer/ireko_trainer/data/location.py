@@ -13,6 +13,7 @@ from ireko_trainer.errors import UserError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 """fsspec scheme → the extra of Ireko that brings its driver."""
+_FRESH = {"use_listings_cache": False, "skip_instance_cache": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,10 @@ def local_path(uri: str, *, base_dir: Path) -> Path:
     return (base_dir / path).resolve()
 
 
-def locate(uri: str, *, base_dir: Path, field: str) -> Location:
+def locate(uri: str, *, base_dir: Path, field: str, fresh: bool = False) -> Location:
     """Find the file system for a URI, without touching what it points to.
+
+    `fresh`: ask the store each time, since somebody else writes to it.
 
     Raises:
         UserError: nobody knows the scheme, or its driver is not installed.
@@ -55,7 +58,7 @@ def locate(uri: str, *, base_dir: Path, field: str) -> Location:
         path = local_path(uri, base_dir=base_dir)
         return Location(uri=uri, filesystem=fsspec.filesystem("file"), path=str(path), field=field)
     try:
-        filesystem, remote_path = fsspec.core.url_to_fs(uri)
+        filesystem, remote_path = fsspec.core.url_to_fs(uri, **(_FRESH if fresh else {}))
     except ImportError as error:
         raise UserError(f"{field}: {uri} needs a driver for {scheme}://; {_remedy(scheme)}") from error
     except ValueError as error:

@@ -15,11 +15,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ireko_trainer.mlfs import Hooks, TrainingState
+from ireko_trainer.pipeline.files import explained_io_errors, write_bytes
 from ireko_trainer.pipeline.stage import StageAtWork
-from ireko_trainer.pipeline.store import explained_io_errors, write_bytes
+from ireko_trainer.pipeline.store import STATE_FILE
 
 WEIGHTS_FILE = "model.safetensors"
-STATE_FILE = "state.pt"
 
 
 def save_model(model: PreTrainedModel, directory: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,6 +70,7 @@ def training_hooks(stage: StageAtWork, *, total_steps: int, checkpoint_seconds: 
             buffer = io.BytesIO()
             torch.save(state, buffer)
             write_bytes(stage.directory / STATE_FILE, buffer.getvalue())
+            stage.keep()
 
     return Hooks(
         all_reduce=stage.world.all_reduce,

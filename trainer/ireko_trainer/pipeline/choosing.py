@@ -15,9 +15,10 @@ from ireko_trainer.errors import InterruptedRunError
 from ireko_trainer.evaluation import predict
 from ireko_trainer.mlfs import Shape, Supernet, shapes_of_space, skeleton, teacher_shape
 from ireko_trainer.pipeline.bits import BitPlanner, uniform_bits, uniform_size
+from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.judging import Judge, as_forward, sample_batches
 from ireko_trainer.pipeline.stage import StageAtWork
-from ireko_trainer.pipeline.store import FinishedStage, Json, content_key
+from ireko_trainer.pipeline.store import FinishedStage, content_key
 from ireko_trainer.pipeline.training import Training, make_supernet
 from ireko_trainer.quant import describe, fake_quantized
 from ireko_trainer.search.limits import MEBIBYTE, DeviceLimits
@@ -106,7 +107,8 @@ def palette_stage(training: Training, *, ordered: FinishedStage) -> FinishedStag
         bits=None if quantization is None else quantization.bits,
         group=None if quantization is None else quantization.group_size,
     )
-    return training.runner.run(name="palette", key=key, body=partial(_palette_body, training, ordered))
+    body = partial(_palette_body, training, ordered)
+    return training.runner.run(name="palette", key=key, body=body, alone=True)
 
 
 def palette_shapes(stage: FinishedStage) -> tuple[Shape, ...]:
@@ -115,10 +117,8 @@ def palette_shapes(stage: FinishedStage) -> tuple[Shape, ...]:
 
 
 def _palette_body(training: Training, ordered: FinishedStage, stage: StageAtWork) -> Json:
-    if not stage.writes:
-        return {}
     assert training.mlfs is not None
-    model = training.load(ordered.directory / "checkpoint")
+    model = training.load(ordered.output("checkpoint"))
     space = training.mlfs.search_space
     shapes = shapes_of_space(
         full=teacher_shape(model.config),
@@ -202,7 +202,7 @@ def select_stage(
         precision=str(training.precision),
     )
     body = partial(_select_body, training, ordered, trained, shapes)
-    return training.runner.run(name="select", key=key, body=body)
+    return training.runner.run(name="select", key=key, body=body, alone=True)
 
 
 def chosen(stage: FinishedStage) -> Chosen:
@@ -230,9 +230,7 @@ def _select_body(
     shapes: Sequence[Shape],
     stage: StageAtWork,
 ) -> Json:
-    if not stage.writes:
-        return {}
-    teacher = training.load(ordered.directory / "checkpoint")
+    teacher = training.load(ordered.output("checkpoint"))
     judged = judge(training, teacher=teacher, data=evaluation_data(training), precision=training.precision)
     full = teacher_shape(teacher.config)
     entries: list[dict[str, Any]] = []
@@ -265,7 +263,7 @@ def _exactly(training: Training, teacher: PreTrainedModel) -> dict[str, float]:
 
 def _cut(training: Training, source: FinishedStage, shape: Shape) -> PreTrainedModel:
     if training.mlfs is None:
-        return training.load(source.directory / "checkpoint")
+        return training.load(source.output("checkpoint"))
     return make_supernet(training, source).extract(shape).eval()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ireko_api.handoff import FAILURE_FILE, Failure, RunRequest
 from ireko_trainer.distributed import World
-from ireko_trainer.errors import InterruptedRunError, UserError
+from ireko_trainer.errors import DivergedError, InterruptedRunError, UserError
 from ireko_trainer.mlfs import Palette, Shape, teacher_shape
 from ireko_trainer.pipeline.choosing import (
     Chosen,
@@ -21,18 +21,14 @@ from ireko_trainer.pipeline.choosing import (
     shape_entry,
     weights_of,
 )
+from ireko_trainer.pipeline.files import explained_full_disk, to_json
 from ireko_trainer.pipeline.inputs import load_inputs
 from ireko_trainer.pipeline.plan import meter_for
 from ireko_trainer.pipeline.precision import training_precision
 from ireko_trainer.pipeline.stage import Part, StageRunner
 from ireko_trainer.pipeline.stop import StopFlag
-from ireko_trainer.pipeline.store import (
-    FinishedStage,
-    StageStore,
-    explained_full_disk,
-    write_bytes,
-    write_json,
-)
+from ireko_trainer.pipeline.storage import Storage, open_storage
+from ireko_trainer.pipeline.store import FinishedStage, StageStore
 from ireko_trainer.pipeline.training import (
     Training,
     member_stage,
@@ -53,36 +49,46 @@ class Trained:
 
     spec_digest: str
     teacher: dict[str, Any]
-    """`metrics`, `size_bytes`, `parameters`, `sha256`, and the directory of the `checkpoint`."""
+    """`metrics`, `size_bytes`, `parameters`, `sha256`, and the `stage` that left its checkpoint."""
     members: dict[str, dict[str, Any]]
-    """Device target → `checkpoint`, `sha256`, `shape`, `parameters`."""
+    """Device target → `sha256`, `shape`, `parameters`, and the `stage` that left its checkpoint."""
     candidates: list[dict[str, Any]]
     curves: dict[str, str]
-    """Training stage → directory with its metrics."""
+    """Name of a training stage → the stage."""
 
     @classmethod
-    def read(cls, storage: Path) -> Trained:
+    def read(cls, storage: Storage) -> Trained:
         """What the workers of this storage left last."""
-        return cls(**json.loads((storage / TRAINED_FILE).read_text()))
+        content = storage.read(TRAINED_FILE)
+        assert content is not None, "the training workers ended and left neither a family nor a failure"
+        return cls(**json.loads(content))
 
 
 def train_family(request_file: str, world: World) -> None:
     """Run the training stages on one worker and leave `trained.json`, or `failure.json`, in the storage.
 
-    What the user has to know is written, not raised: a worker that raises is started again.
+    What the user has to know is written. It is raised as well where other workers would wait for this one, and
+    the workers that Ray starts in its place then see that it is written.
     """
     request = RunRequest.model_validate_json(Path(request_file).read_text())
-    storage = Path(request.storage)
+    storage = open_storage(request.storage, rank=world.rank)
+    if read_failure(storage) is not None:
+        return
     family: FamilyRun | None = None
     try:
         family = FamilyRun.open(request) if world.rank == 0 else None
-        with explained_full_disk(storage):
-            trained = _train(request, world, family)
+        with explained_full_disk(storage.directory):
+            trained = _train(request, storage, world, family)
             if world.rank == 0:
-                write_json(storage / TRAINED_FILE, vars(trained))
-    except (UserError, InterruptedRunError) as error:
+                storage.write(TRAINED_FILE, to_json(vars(trained)))
+    except (InterruptedRunError, DivergedError) as error:
+        # All workers stop at the same step, so one may speak for them.
         if world.rank == 0:
             write_failure(storage, failure_of(error))
+    except UserError as error:
+        write_failure(storage, failure_of(error))
+        if world.size > 1:
+            raise
     finally:
         if family is not None:
             family.close()
@@ -93,21 +99,27 @@ def failure_of(error: UserError | InterruptedRunError) -> Failure:
     resumable = isinstance(error, InterruptedRunError) or error.reason in (
         "TrackingUnreachable",
         "StorageFull",
+        "StorageNotWritable",
         "WorkerLost",
     )
     return Failure.model_validate({"reason": error.reason, "message": str(error), "resumable": resumable})
 
 
-def write_failure(storage: Path, failure: Failure) -> None:
-    """Leave a failure where the operator looks for it when MLflow cannot say it."""
-    write_bytes(storage / FAILURE_FILE, failure.to_json().encode())
+def write_failure(storage: Storage, failure: Failure) -> None:
+    """Leave a failure where the driver, and an operator that shares the directory, looks for it."""
+    storage.write(FAILURE_FILE, failure.to_json().encode())
 
 
-def _train(request: RunRequest, world: World, family: FamilyRun | None) -> Trained:
-    storage = Path(request.storage)
+def read_failure(storage: Storage) -> Failure | None:
+    """The failure that a worker of this attempt left."""
+    content = storage.read(FAILURE_FILE)
+    return None if content is None else Failure.model_validate_json(content)
+
+
+def _train(request: RunRequest, storage: Storage, world: World, family: FamilyRun | None) -> Trained:
     training = Training(
         request=request,
-        inputs=load_inputs(request),
+        inputs=load_inputs(request, cache=storage.cache),
         runner=StageRunner(
             store=StageStore(storage=storage),
             world=world,
@@ -184,16 +196,16 @@ def _members(
         teacher={
             **teacher.record,
             "metrics": decision.teacher_metrics,
-            "checkpoint": str(teacher.directory / "checkpoint"),
+            "stage": teacher.identity,
         },
         members={
             target: {
-                "checkpoint": str(cut[shape].directory / "checkpoint"),
-                "shape": shape_entry(shape),
                 **cut[shape].record,
+                "shape": shape_entry(shape),
+                "stage": cut[shape].identity,
             }
             for target, shape in decision.shape_of.items()
         },
         candidates=decision.candidates,
-        curves={stage.name: str(stage.directory) for stage in [*stages, *cut.values()]},
+        curves={stage.name: stage.identity for stage in [*stages, *cut.values()]},
     )

@@ -44,14 +44,15 @@ class Inputs:
         }
 
 
-def load_inputs(request: RunRequest) -> Inputs:
+def load_inputs(request: RunRequest, *, cache: Path) -> Inputs:
     """Load the teacher and every split; deterministic, so that driver and workers see the same.
+
+    A teacher that has to be downloaded is kept in `cache`.
 
     Raises UserError for whatever in `spec.teacher` or `spec.data` cannot be used.
     """
     spec, base_dir = request.spec, Path(request.base_dir)
-    cache_dir = Path(request.storage) / "cache"
-    teacher = _load_teacher(request, base_dir=base_dir, cache_dir=cache_dir)
+    teacher = _load_teacher(request, base_dir=base_dir, cache_dir=cache)
     labels = teacher.labels
 
     def load(source: DataSource, name: str) -> EncodedDataset:

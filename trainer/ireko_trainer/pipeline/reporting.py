@@ -37,8 +37,9 @@ def report_content(
     trained: Trained,
     quantized: Records,
     data_digests: Mapping[str, str],
+    journals: Mapping[str, Path],
 ) -> ReportContent:
-    """Everything on the page of one run."""
+    """Everything on the page of one run; `journals` are the files with the metrics of the training stages."""
     return ReportContent(
         name=request.name,
         model_name=request.spec.registry.model_name or request.name,
@@ -56,8 +57,8 @@ def report_content(
         baselines=tuple(_baselines(quantized, metric=metric)),
         curves=tuple(
             Curve(stage=_stage_title(stage, trained), points=tuple(points))
-            for stage, directory in trained.curves.items()
-            if (points := curves(Path(directory)))
+            for stage, journal in journals.items()
+            if (points := curves(journal.parent))
         ),
         importance=tuple(_importance(quantized)),
         lineage=tuple(_lineage(request, family, data_digests)),

@@ -6,6 +6,8 @@ import logging
 import os
 from pathlib import Path
 
+import torch
+
 from ireko_api.handoff import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -14,14 +16,15 @@ from ireko_api.handoff import (
     Failure,
     RunRequest,
 )
-from ireko_api.spec import Compute
-from ireko_trainer.distributed import WorkerResources, World, run_on_workers
+from ireko_api.spec import CompressionRunSpec, Compute
+from ireko_trainer.distributed import WorkerResources, WorkersLostError, World, in_cluster, run_on_workers
 from ireko_trainer.errors import InterruptedRunError, UserError
-from ireko_trainer.pipeline.family import Trained, failure_of, train_family, write_failure
+from ireko_trainer.pipeline.family import Trained, failure_of, read_failure, train_family, write_failure
+from ireko_trainer.pipeline.files import explained_full_disk
 from ireko_trainer.pipeline.inputs import load_inputs
 from ireko_trainer.pipeline.shipping import ship
 from ireko_trainer.pipeline.stop import StopFlag, raise_on_signals, raise_when_orphaned
-from ireko_trainer.pipeline.store import explained_full_disk
+from ireko_trainer.pipeline.storage import Storage, open_storage
 from ireko_trainer.tracking.lineage import lineage_tags
 from ireko_trainer.tracking.runs import FamilyRun
 
@@ -39,17 +42,28 @@ class ReportedFailureError(Exception):
 
 
 def run(request_file: Path) -> int:
-    """Execute a request; returns one of the exit codes of `ireko_api.handoff`."""
-    request = RunRequest.model_validate_json(request_file.read_text())
-    storage = Path(request.storage)
-    storage.mkdir(parents=True, exist_ok=True)
-    stop = _listen_for_stop(storage)
-    (storage / FAILURE_FILE).unlink(missing_ok=True)
+    """Execute a request; returns one of the exit codes of `ireko_api.handoff`.
+
+    The last line of output of a run that failed is the failure, for whoever sees neither MLflow nor the storage.
+    """
+    failure = _attempt(request_file)
+    if failure is None:
+        return EXIT_SUCCEEDED
+    log.error("%s: %s", failure.reason, failure.message)
+    print(failure.to_line(), flush=True)
+    return EXIT_INTERRUPTED if failure.reason == "Interrupted" else EXIT_FAILED
+
+
+def _attempt(request_file: Path) -> Failure | None:
+    storage: Storage | None = None
     family: FamilyRun | None = None
     try:
+        request = RunRequest.model_validate_json(request_file.read_text())
+        storage = _prepared(request.storage)
+        stop = _listen_for_stop(storage)
         family = FamilyRun.open(request)
-        with explained_full_disk(storage):
-            _compress(request, request_file=request_file, family=family, stop=stop)
+        with explained_full_disk(storage.directory):
+            _compress(request, request_file=request_file, storage=storage, family=family, stop=stop)
     except ReportedFailureError as error:
         failure = error.failure
     except (UserError, InterruptedRunError) as error:
@@ -58,11 +72,19 @@ def run(request_file: Path) -> int:
         log.exception("the trainer failed")
         failure = _internal(error)
     else:
-        return EXIT_SUCCEEDED
-    return _end(failure, storage=storage, family=family)
+        return None
+    _tell(failure, storage=storage, family=family)
+    return failure
 
 
-def _listen_for_stop(storage: Path) -> StopFlag:
+def _prepared(uri: str) -> Storage:
+    storage = open_storage(uri)
+    storage.require_writable()
+    storage.remove(FAILURE_FILE)
+    return storage
+
+
+def _listen_for_stop(storage: Storage) -> StopFlag:
     stop = StopFlag(storage=storage)
     stop.clear()
     raise_on_signals(stop)
@@ -72,36 +94,49 @@ def _listen_for_stop(storage: Path) -> StopFlag:
     return stop
 
 
-def _compress(request: RunRequest, *, request_file: Path, family: FamilyRun, stop: StopFlag) -> None:
-    inputs = load_inputs(request)
+def _compress(
+    request: RunRequest, *, request_file: Path, storage: Storage, family: FamilyRun, stop: StopFlag
+) -> None:
+    torch.set_num_threads(_own_threads(request.spec))
+    inputs = load_inputs(request, cache=storage.cache)
     family.set_tags(
         lineage_tags(
             seed=request.spec.seed, teacher_sha256=inputs.teacher.sha256, data_sha256=inputs.data_digests
         )
     )
-    _train(request, request_file=request_file)
-    ship(request, inputs=inputs, trained=Trained.read(Path(request.storage)), family=family, stop=stop)
+    _train(request, request_file=request_file, storage=storage)
+    ship(request, inputs=inputs, trained=Trained.read(storage), family=family, stop=stop, storage=storage)
 
 
-def _train(request: RunRequest, *, request_file: Path) -> None:
-    storage = Path(request.storage)
+def _train(request: RunRequest, *, request_file: Path, storage: Storage) -> None:
+    """Train on the workers, or here where there are none; a failure that they wrote is raised."""
     compute = request.spec.compute
-    resources = _resources(compute)
-    if request.spec.pipeline.mlfs is None:
-        train_family(str(request_file), World())
-    else:
-        run_on_workers(
-            train_family,
-            request_file=request_file,
-            workers=compute.workers,
-            resources=resources,
-            max_failures=compute.max_worker_failures,
-            storage=storage / "ray",
-            name=f"{request.name}-{request.attempt}-{os.getpid()}",
-        )
-    failure_file = storage / FAILURE_FILE
-    if failure_file.is_file():
-        raise ReportedFailureError(Failure.model_validate_json(failure_file.read_text()))
+    try:
+        if request.spec.pipeline.mlfs is None:
+            train_family(str(request_file), World())
+        else:
+            run_on_workers(
+                train_family,
+                request_file=request_file,
+                workers=compute.workers,
+                resources=_resources(compute),
+                max_failures=compute.max_worker_failures,
+                storage=storage.directory / "ray",
+                name=f"{request.name}-{request.attempt}-{os.getpid()}",
+            )
+    except WorkersLostError as error:
+        # The worker that went last may have said why.
+        raise ReportedFailureError(read_failure(storage) or failure_of(error)) from error
+    failure = read_failure(storage)
+    if failure is not None:
+        raise ReportedFailureError(failure)
+
+
+def _own_threads(spec: CompressionRunSpec) -> int:
+    """As many as a worker has, but where the workers have machines of their own."""
+    if in_cluster() and spec.pipeline.mlfs is not None and spec.compute.workers > 0:
+        return max(1, int(spec.compute.head.resources.cpus))
+    return _resources(spec.compute).threads
 
 
 def _resources(compute: Compute) -> WorkerResources:
@@ -126,13 +161,13 @@ def _internal(error: Exception) -> Failure:
     )
 
 
-def _end(failure: Failure, *, storage: Path, family: FamilyRun | None) -> int:
-    log.error("%s: %s", failure.reason, failure.message)
-    try:
-        write_failure(storage, failure)
-    except (UserError, OSError) as error:
-        # What stopped the run may stop this too; MLflow and the log are told in any case.
-        log.warning("the failure could not be written down: %s", error)
+def _tell(failure: Failure, *, storage: Storage | None, family: FamilyRun | None) -> None:
+    """Leave the failure in the storage and in MLflow, as far as they can be reached."""
+    if storage is not None:
+        try:
+            write_failure(storage, failure)
+        except (UserError, OSError) as error:
+            # What stopped the run may stop this too; MLflow and the log are told in any case.
+            log.warning("the failure could not be written down: %s", error)
     if family is not None:
         family.fail(failure)
-    return EXIT_INTERRUPTED if failure.reason == "Interrupted" else EXIT_FAILED

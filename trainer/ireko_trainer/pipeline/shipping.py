@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,19 +17,22 @@ from ireko_trainer.pipeline.bits import BitPlanner
 from ireko_trainer.pipeline.checkpoints import WEIGHTS_FILE, load_model, weights_sha256
 from ireko_trainer.pipeline.choosing import device_limits, evaluation_data, judge, shape_from
 from ireko_trainer.pipeline.family import Trained
+from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.inputs import Inputs
 from ireko_trainer.pipeline.judging import Judge, as_forward, sample_batches
 from ireko_trainer.pipeline.plan import meter_for
 from ireko_trainer.pipeline.reporting import report_content
 from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
 from ireko_trainer.pipeline.stop import StopFlag
-from ireko_trainer.pipeline.store import FinishedStage, Json, StageStore, content_key
+from ireko_trainer.pipeline.storage import Storage
+from ireko_trainer.pipeline.store import FinishedStage, StageStore, content_key
 from ireko_trainer.pipeline.training import Training
 from ireko_trainer.quant import Importance, save_quantized
 from ireko_trainer.report import REPORT_FILE, write_report
 from ireko_trainer.search.limits import DeviceLimits
 from ireko_trainer.search.selection import Candidate, require_fit
 from ireko_trainer.serving import Bundle, log_member, write_bundle
+from ireko_trainer.tracking.journal import JOURNAL_FILE
 from ireko_trainer.tracking.runs import FamilyRun
 
 _BASELINE_ORDERS: tuple[Importance, ...] = ("Uniform", "Random", "Reverse")
@@ -41,6 +45,7 @@ class _Shipping:
     training: Training
     trained: Trained
     family: FamilyRun
+    store: StageStore
 
     @property
     def request(self) -> RunRequest:
@@ -53,26 +58,39 @@ class _Shipping:
     @cached_property
     def judge(self) -> Judge:
         """Judges finished members in float32; the teacher answers once for all of them."""
-        teacher = self.training.load(Path(self.trained.teacher["checkpoint"]))
+        teacher = self.training.load(self.checkpoint(self.trained.teacher))
         return judge(
             self.training, teacher=teacher, data=evaluation_data(self.training), precision=torch.float32
         )
 
+    def checkpoint(self, entry: Mapping[str, Any]) -> Path:
+        """The directory of the model that an entry of `trained` is about."""
+        return self.store.named(entry["stage"]).output("checkpoint")
 
-def ship(request: RunRequest, *, inputs: Inputs, trained: Trained, family: FamilyRun, stop: StopFlag) -> None:
+
+def ship(
+    request: RunRequest,
+    *,
+    inputs: Inputs,
+    trained: Trained,
+    family: FamilyRun,
+    stop: StopFlag,
+    storage: Storage,
+) -> None:
     """Quantize, check, bundle, log and describe every member, and hand the family over.
 
     Raises NothingFitsError when a finished member misses a constraint of its target.
     """
+    store = StageStore(storage=storage)
     runner = StageRunner(
-        store=StageStore(storage=Path(request.storage)),
+        store=store,
         world=World(),
         stop=stop,
         meter=meter_for(request.spec),
         family=family,
     )
     training = Training(request=request, inputs=inputs, runner=runner, precision=torch.float32)
-    shipping = _Shipping(training=training, trained=trained, family=family)
+    shipping = _Shipping(training=training, trained=trained, family=family, store=store)
     targets = device_limits(training)
     quantized = {
         limits.target: _quantize_stage(
@@ -109,8 +127,7 @@ def _quantize_stage(shipping: _Shipping, limits: DeviceLimits, *, part: Part) ->
 
 def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork) -> Json:
     stage.check_stop(0, 1, f"bits for {limits.target}")
-    source = Path(shipping.trained.members[limits.target]["checkpoint"])
-    model = shipping.training.load(source)
+    model = shipping.training.load(shipping.checkpoint(shipping.trained.members[limits.target]))
     planner = BitPlanner(
         model=model,
         quantization=shipping.request.spec.pipeline.quantization,
@@ -187,8 +204,9 @@ def _publish(shipping: _Shipping, quantized: dict[str, FinishedStage]) -> None:
     )
     shipping.family.finish(
         family=Family.model_validate_json(json.dumps(stage.record["family"])),
-        report_directory=stage.directory / "report",
+        report_directory=stage.output("report"),
     )
+    shipping.store.sweep()
 
 
 def _publish_body(shipping: _Shipping, quantized: dict[str, FinishedStage], stage: StageAtWork) -> Json:
@@ -221,6 +239,10 @@ def _publish_body(shipping: _Shipping, quantized: dict[str, FinishedStage], stag
             trained=shipping.trained,
             quantized={target: source.record for target, source in quantized.items()},
             data_digests=shipping.inputs.data_digests,
+            journals={
+                name: shipping.store.named(trained).output(JOURNAL_FILE)
+                for name, trained in shipping.trained.curves.items()
+            },
         ),
         directory=stage.directory / "report",
     )
@@ -230,7 +252,7 @@ def _publish_body(shipping: _Shipping, quantized: dict[str, FinishedStage], stag
 def _bundle(shipping: _Shipping, source: FinishedStage, directory: Path) -> Bundle:
     labels = shipping.inputs.teacher.labels
     return write_bundle(
-        checkpoint=source.directory / "checkpoint",
+        checkpoint=source.output("checkpoint"),
         tokenizer=shipping.inputs.teacher.tokenizer,
         task=shipping.inputs.task,
         max_length=shipping.request.spec.data.train.max_length,

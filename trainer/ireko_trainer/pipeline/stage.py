@@ -1,22 +1,30 @@
 """Running one stage: skip it if it is done, else do it where an earlier attempt left off, and publish it.
 
 Every worker of a training run calls the same stages in the same order. The first of them (rank 0) writes outputs
-and speaks to MLflow; the others compute along, since averaging gradients takes all of them.
+and speaks to MLflow; the others compute along, since averaging gradients takes all of them. A stage that averages
+nothing is done by the first worker alone, while the others wait for it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ireko_trainer.distributed import World
 from ireko_trainer.errors import InterruptedRunError
+from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.progress import ProgressMeter
 from ireko_trainer.pipeline.stop import StopFlag
-from ireko_trainer.pipeline.store import FinishedStage, Json, StageStore
-from ireko_trainer.tracking.journal import MetricsJournal
+from ireko_trainer.pipeline.store import FinishedStage, StageStore, WorkingStage
+from ireko_trainer.tracking.journal import JOURNAL_FILE, MetricsJournal
 from ireko_trainer.tracking.runs import FamilyRun
+from ireko_trainer.tracking.stages import STATE_FILE
+
+_VISIBLE_SECONDS = 90.0
+"""How long a network file system may take to show one machine what another one wrote: NFS remembers names that
+were not there for up to 60 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +40,27 @@ class Part:
 class StageAtWork:
     """What the body of a stage works with."""
 
-    name: str
-    directory: Path
-    """Outputs and checkpoints go here; kept over attempts until the stage is finished."""
     part: Part
     world: World
+    _working: WorkingStage
     _stop: StopFlag
     _meter: ProgressMeter
     _family: FamilyRun | None
     _journal: MetricsJournal | None
+
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return self._working.name
+
+    @property
+    def directory(self) -> Path:
+        """Outputs and checkpoints go here."""
+        return self._working.directory
+
+    def keep(self) -> None:
+        """Let the training state in the directory survive this machine; the first worker calls it."""
+        self._working.keep()
 
     @property
     def writes(self) -> bool:
@@ -76,7 +96,7 @@ class StageAtWork:
 
 
 Body = Callable[[StageAtWork], Json]
-"""Does the work of a stage and returns its record; called on every worker."""
+"""Does the work of a stage and returns its record, which counts on the first worker."""
 
 
 class StageRunner:
@@ -101,46 +121,82 @@ class StageRunner:
         self._family = family
         self.world = world
 
-    def run(self, *, name: str, key: str, body: Body, part: Part | None = None) -> FinishedStage:
-        """The finished stage with these inputs; `body` runs only if no attempt has finished it."""
+    def run(
+        self, *, name: str, key: str, body: Body, part: Part | None = None, alone: bool = False
+    ) -> FinishedStage:
+        """The finished stage with these inputs; `body` runs only if no attempt has finished it.
+
+        It runs on every worker, or, if it works `alone`, on the first one.
+        """
         part = part or Part(phase=name)
         self._world.barrier()
         done = self._store.finished(name=name, key=key)
         # Nobody may finish the stage before everybody has looked.
         self._world.barrier()
         if done is None:
-            self._work(name=name, key=key, body=body, part=part)
+            if alone:
+                self._work_alone(name=name, key=key, body=body, part=part)
+            else:
+                self._work(self._world, name=name, key=key, body=body, part=part)
             self._world.barrier()
-            done = self._store.finished(name=name, key=key)
-            assert done is not None, f"stage {name} was finished and is not in the store"
+            done = self._now_finished(name=name, key=key)
         elif self._family is not None:
-            self._family.reuse_stage(name=name, key=key, directory=done.directory)
+            self._family.reuse_stage(name=name, key=key, directory=_tracked(done))
         if self._family is not None:
             self._family.progress(
                 self._meter.advance(stage=part.phase, step=part.index + 1, total_steps=part.count)
             )
         return done
 
-    def _work(self, *, name: str, key: str, body: Body, part: Part) -> None:
+    def _work_alone(self, *, name: str, key: str, body: Body, part: Part) -> None:
+        """The others wait for one vote: they cannot take part in those that the body asks for."""
+        interrupted: InterruptedRunError | None = None
+        if self._world.rank == 0:
+            try:
+                self._work(World(device=self._world.device), name=name, key=key, body=body, part=part)
+            except InterruptedRunError as error:
+                interrupted = error
+        if self._world.any(interrupted is not None):
+            raise interrupted or InterruptedRunError(f"stopped in stage {name}")
+
+    def _work(self, world: World, *, name: str, key: str, body: Body, part: Part) -> None:
         stage = self._store.begin(name=name, key=key)
         if self._family is None:
-            body(self._at_work(name, stage.directory, part, journal=None))
+            body(self._at_work(stage, world, part, journal=None))
             return
-        with self._family.stage(name=name, key=key, directory=stage.directory) as tracked:
-            record = body(self._at_work(name, stage.directory, part, journal=tracked.journal))
+        with self._family.stage(
+            name=name, key=key, directory=stage.directory, kept=stage.kept_metrics
+        ) as tracked:
+            record = body(self._at_work(stage, world, part, journal=tracked.journal))
+            # MLflow is told what would be told again, with other times, if it were lost.
+            stage.keep()
         tracked.journal.close()
         self._store.finish(stage, record=record)
 
+    def _now_finished(self, *, name: str, key: str) -> FinishedStage:
+        deadline = time.monotonic() + (_VISIBLE_SECONDS if self._world.size > 1 else 0)
+        done = self._store.finished(name=name, key=key)
+        while done is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+            done = self._store.finished(name=name, key=key)
+        assert done is not None, f"stage {name} was finished and is not in the store"
+        return done
+
     def _at_work(
-        self, name: str, directory: Path, part: Part, *, journal: MetricsJournal | None
+        self, stage: WorkingStage, world: World, part: Part, *, journal: MetricsJournal | None
     ) -> StageAtWork:
         return StageAtWork(
-            name=name,
-            directory=directory,
             part=part,
-            world=self._world,
+            world=world,
+            _working=stage,
             _stop=self._stop,
             _meter=self._meter,
             _family=self._family,
             _journal=journal,
         )
+
+
+def _tracked(done: FinishedStage) -> Path:
+    """The directory of a finished stage, with what tells MLflow about it."""
+    done.output(STATE_FILE)
+    return done.output(JOURNAL_FILE).parent

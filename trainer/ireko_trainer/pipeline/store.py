@@ -1,37 +1,32 @@
-"""Stages on disk: found by the hash of their inputs, written atomically, never done twice.
+"""The stages of a run: found by the hash of their inputs, published at once or not at all, never done twice.
 
-    <storage>/stages/<name>-<key>.partial/   a stage at work: checkpoints and metrics, what a next attempt resumes from
-    <storage>/stages/<name>-<key>/           a finished stage: its outputs and `record.json`
+    <directory>/stages/<name>-<key>.partial/   a stage at work: what a next attempt resumes from
+    <directory>/stages/<name>-<key>/           a finished stage: its outputs and `record.json`
 
 A stage directory gets its final name by one rename, after everything in it is on disk. So whoever dies at any
-line leaves either a finished stage or one that can be resumed.
+line leaves either a finished stage or one that can be resumed. Where machines share no directory, the storage
+publishes a stage before it gets its final name here (`storage`).
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ireko_trainer.errors import UserError
+from ireko_trainer.pipeline.files import Json, explained_io_errors, sync_directory, write_json
+from ireko_trainer.pipeline.storage import Storage
+from ireko_trainer.tracking.journal import JOURNAL_FILE
 
-Json = Mapping[str, Any]
+STATE_FILE = "state.pt"
+"""The training state of a stage at work; worth nothing once the stage is finished."""
 
 _RECORD = "record.json"
+_PARTIAL = ".partial"
 _KEY_LENGTH = 16
-
-
-class StorageFullError(UserError):
-    """The storage has no room left."""
-
-    reason = "StorageFull"
 
 
 def content_key(**inputs: Any) -> str:
@@ -46,8 +41,19 @@ class FinishedStage:
 
     name: str
     key: str
-    directory: Path
     record: Json
+    _directory: Path
+    _storage: Storage
+
+    @property
+    def identity(self) -> str:
+        """The name that no other stage of the run has, `StageStore.named` finds it again."""
+        return f"{self.name}-{self.key}"
+
+    def output(self, name: str) -> Path:
+        """A file or directory that the stage left, brought to this machine if it is not there yet."""
+        self._storage.fetch(self.identity, name, self._directory)
+        return self._directory / name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,101 +63,67 @@ class WorkingStage:
     name: str
     key: str
     directory: Path
+    _storage: Storage
+
+    @property
+    def identity(self) -> str:
+        """The name that no other stage of the run has."""
+        return f"{self.name}-{self.key}"
+
+    def keep(self) -> None:
+        """Let the training state and the metrics so far survive this machine."""
+        self._storage.keep(self.identity, self.directory, files=(STATE_FILE, JOURNAL_FILE))
+
+    def kept_metrics(self) -> int | None:
+        """How many bytes of the journal survive this machine; None: whatever is on disk."""
+        return self._storage.kept_bytes(self.identity, JOURNAL_FILE)
 
 
 class StageStore:
     """All stages of one run."""
 
-    def __init__(self, *, storage: Path) -> None:
-        self._root = storage / "stages"
-        with explained_io_errors(storage):
+    def __init__(self, *, storage: Storage) -> None:
+        self._storage = storage
+        self._root = storage.directory / "stages"
+        with explained_io_errors(storage.directory):
             self._root.mkdir(parents=True, exist_ok=True)
 
     def finished(self, *, name: str, key: str) -> FinishedStage | None:
-        """The stage with these inputs, if an earlier attempt completed it."""
+        """The stage with these inputs, if somebody completed it."""
         directory = self._root / f"{name}-{key}"
         record = directory / _RECORD
-        if not record.is_file():
+        found = json.loads(record.read_text()) if record.is_file() else self._storage.record(directory.name)
+        if found is None:
             return None
-        return FinishedStage(name=name, key=key, directory=directory, record=json.loads(record.read_text()))
+        return FinishedStage(name=name, key=key, record=found, _directory=directory, _storage=self._storage)
+
+    def named(self, identity: str) -> FinishedStage:
+        """The finished stage of an earlier process, by its identity."""
+        name, _, key = identity.rpartition("-")
+        found = self.finished(name=name, key=key)
+        assert found is not None, f"stage {identity} is not in the store"
+        return found
 
     def begin(self, *, name: str, key: str) -> WorkingStage:
-        """Open the working directory of a stage; what an interrupted attempt left in it is still there."""
-        directory = self._root / f"{name}-{key}.partial"
+        """Open the working directory of a stage, with what an interrupted attempt left in it."""
+        directory = self._root / f"{name}-{key}{_PARTIAL}"
         with explained_io_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        return WorkingStage(name=name, key=key, directory=directory)
+        self._storage.restore(f"{name}-{key}", directory)
+        return WorkingStage(name=name, key=key, directory=directory, _storage=self._storage)
 
-    def finish(self, stage: WorkingStage, *, record: Json) -> FinishedStage:
+    def finish(self, stage: WorkingStage, *, record: Json) -> None:
         """Publish a stage under its final name, with `record` as what later stages read of it."""
         write_json(stage.directory / _RECORD, record)
-        final = self._root / f"{stage.name}-{stage.key}"
+        self._storage.publish(stage.identity, stage.directory, record=record, without=(STATE_FILE,))
+        final = self._root / stage.identity
         if final.exists():
             shutil.rmtree(final)
         stage.directory.rename(final)
-        _sync_directory(self._root)
-        return FinishedStage(name=stage.name, key=stage.key, directory=final, record=record)
+        sync_directory(self._root)
 
-
-def write_json(path: Path, content: Json) -> None:
-    """Replace a JSON file atomically; readers see the old or the new content, never a part.
-
-    Keys keep their order: layers are listed from the first to the last.
-    """
-    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically and durably."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with explained_io_errors(path):
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-
-@contextmanager
-def explained_io_errors(path: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into a sentence that says what to do."""
-    with explained_full_disk(path):
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
-                raise
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); make it writable or choose another --workdir"
-            ) from error
-
-
-@contextmanager
-def explained_full_disk(path: Path) -> Iterator[None]:
-    """Turn a full disk, whichever library ran into it, into a sentence that says what to do."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # Safetensors and others raise exceptions of their own, in which only the text names the cause.
-        if not _is_full_disk(error):
-            raise
-        where = getattr(error, "filename", None) or path
-        raise StorageFullError(
-            f"{where}: no space left on the device; free some (nothing is lost) and run the same command again"
-        ) from error
-
-
-def _is_full_disk(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def sweep(self) -> None:
+        """Remove what stages left that nobody finished: their inputs have changed since."""
+        for directory in self._root.glob(f"*{_PARTIAL}"):
+            shutil.rmtree(directory)
+        self._storage.forget_unfinished()

@@ -27,10 +27,11 @@ from ireko_trainer.pipeline.checkpoints import (
     training_hooks,
     weights_sha256,
 )
+from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.inputs import Inputs
 from ireko_trainer.pipeline.judging import sample_batches
 from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
-from ireko_trainer.pipeline.store import FinishedStage, Json, content_key
+from ireko_trainer.pipeline.store import FinishedStage, content_key
 
 SUPERNET_CHECKPOINT = "checkpoint"
 
@@ -160,13 +161,12 @@ def order_stage(training: Training, *, teacher: FinishedStage) -> FinishedStage:
     wanted = training.mlfs.sampling.importance_order
     calibration = {"calibration": training.inputs.calibration.digest} if wanted else {}
     key = content_key(stage="order", teacher=teacher.record["sha256"], **calibration)
-    return training.runner.run(name="order", key=key, body=partial(_order_body, training, teacher, wanted))
+    body = partial(_order_body, training, teacher, wanted)
+    return training.runner.run(name="order", key=key, body=body, alone=True)
 
 
 def _order_body(training: Training, teacher: FinishedStage, wanted: bool, stage: StageAtWork) -> Json:
-    if not stage.writes:
-        return {}
-    model = training.load(teacher.directory / "checkpoint")
+    model = training.load(teacher.output("checkpoint"))
     if wanted:
         algorithm.permute_by_importance(
             model=model, batches=map(dict, sample_batches(training.inputs.calibration, batch_size=32))
@@ -233,7 +233,7 @@ def _supernet_body(
     frozen = mlfs.distillation.teacher == "Frozen"
     algorithm.train_supernet(
         supernet=supernet,
-        frozen_teacher=training.load(teacher.directory / "checkpoint") if frozen else None,
+        frozen_teacher=training.load(teacher.output("checkpoint")) if frozen else None,
         batches=training.batch_at(name),
         stage=algorithm.SupernetStage(
             name=name,
@@ -262,7 +262,7 @@ def make_supernet(training: Training, start: FinishedStage) -> Supernet:
     """The supernet over the weights that a stage left."""
     assert training.mlfs is not None
     return Supernet(
-        model=training.load(start.directory / "checkpoint"),
+        model=training.load(start.output("checkpoint")),
         rank=training.mlfs.rank,
         alpha=float(training.mlfs.lora_alpha),
         precision=training.precision,
@@ -319,7 +319,7 @@ def _member(
 ) -> PreTrainedModel:
     mlfs = training.mlfs
     if mlfs is None:
-        return training.load(trained.directory / "checkpoint")
+        return training.load(trained.output("checkpoint"))
     supernet = make_supernet(training, trained)
     if mlfs.recovery is None or shape == supernet.full:
         # The full shape is the teacher itself or has learned from it at every step: nothing to recover.
@@ -327,7 +327,7 @@ def _member(
     return algorithm.recover(
         supernet=supernet,
         shape=shape,
-        frozen_teacher=training.load(teacher.directory / "checkpoint"),
+        frozen_teacher=training.load(teacher.output("checkpoint")),
         batches=training.batch_at("recovery"),
         optimization=algorithm.Optimization(
             steps=mlfs.recovery.steps, learning_rate=mlfs.recovery.learning_rate

@@ -74,8 +74,8 @@ class MetricsJournal:
         self.close()
 
 
-def read_from(directory: Path, *, offset: int) -> tuple[list[Reading], int]:
-    """The readings in the complete lines after a byte offset, and the offset behind them.
+def read_from(directory: Path, *, offset: int, end: int | None = None) -> tuple[list[Reading], int]:
+    """The readings in the complete lines from a byte offset to another, and the offset behind them.
 
     What is returned is durable: a host that goes down cannot lose a line that MLflow was sent.
     """
@@ -84,7 +84,7 @@ def read_from(directory: Path, *, offset: int) -> tuple[list[Reading], int]:
         return [], offset
     with path.open("rb") as file:
         file.seek(offset)
-        content = file.read()
+        content = file.read() if end is None else file.read(max(0, end - offset))
         content = content[: _complete_length(content)]
         if content:
             os.fsync(file.fileno())

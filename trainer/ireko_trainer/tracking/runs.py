@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,14 +93,16 @@ class FamilyRun:
         return cls(connection=connection, experiment_id=experiment_id, run_id=run_id)
 
     @contextmanager
-    def stage(self, *, name: str, key: str, directory: Path) -> Iterator[StageRun]:
+    def stage(
+        self, *, name: str, key: str, directory: Path, kept: Callable[[], int | None] = lambda: None
+    ) -> Iterator[StageRun]:
         """A context around a stage that works in `directory`: its nested run, found by name and input key.
 
         Leaving the block sends what is left of the journal and ends the run: FINISHED, KILLED after an
         InterruptedRunError, FAILED after any other exception. Raises TrackingUnreachableError when the stage
-        came to its end and MLflow stays away.
+        came to its end and MLflow stays away. `kept` is as for `StageRun`.
         """
-        stage = self.open_stage(name=name, key=key, directory=directory)
+        stage = self.open_stage(name=name, key=key, directory=directory, kept=kept)
         stage.watch_system()
         self._courier.stage = stage
         try:
@@ -142,14 +144,16 @@ class FamilyRun:
             StageRun(connection=self.connection, run_id=run_id, directory=directory).end_once()
         return run_id
 
-    def open_stage(self, *, name: str, key: str, directory: Path) -> StageRun:
+    def open_stage(
+        self, *, name: str, key: str, directory: Path, kept: Callable[[], int | None] = lambda: None
+    ) -> StageRun:
         """Find or create the nested run of a stage and set it running."""
         run_id, created = find_or_create_run(
             self.connection, self.experiment_id, name=name, identity=self._stage_identity(name, key)
         )
         if not created:
             set_running(self.connection, run_id)
-        return StageRun(connection=self.connection, run_id=run_id, directory=directory)
+        return StageRun(connection=self.connection, run_id=run_id, directory=directory, kept=kept)
 
     def _stage_identity(self, name: str, key: str) -> dict[str, str]:
         return {_PARENT_TAG: self.run_id, TAG_STAGE: name, TAG_STAGE_KEY: key}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,30 @@ from ireko_trainer.tracking.connection import Connection
 from ireko_trainer.tracking.journal import MetricsJournal, Reading, read_from
 from ireko_trainer.tracking.operations import log_missing_params, set_tags
 
-_STATE_FILE = "tracking.json"
+STATE_FILE = "tracking.json"
+"""What was sent from a stage directory."""
 _METRICS_PER_CALL = 1000
 
 
 class StageRun:
-    """The nested run of a stage that works, or worked, in a directory."""
+    """The nested run of a stage that works, or worked, in a directory.
 
-    def __init__(self, *, connection: Connection, run_id: str, directory: Path) -> None:
+    `kept` says how many bytes of the journal survive this machine: MLflow is told no more, since a lost step is done
+    again and would be told twice. None: as many as are on disk.
+    """
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        run_id: str,
+        directory: Path,
+        kept: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self.run_id = run_id
         self._connection = connection
         self._directory = directory
+        self._kept = kept
         self._sending = threading.Lock()
         # The courier restarts the monitor after an outage, possibly while the stage ends.
         self._watching = threading.Lock()
@@ -57,7 +70,7 @@ class StageRun:
         """Send the journal's new lines once, without patience; the number of readings sent."""
         with self._sending:
             offset = self._sent_bytes()
-            fresh, end = read_from(self._directory, offset=offset)
+            fresh, end = read_from(self._directory, offset=offset, end=self._kept())
             for begin in range(0, len(fresh), _METRICS_PER_CALL):
                 chunk = [_metric(reading) for reading in fresh[begin : begin + _METRICS_PER_CALL]]
                 self._connection.client.log_batch(self.run_id, metrics=chunk)
@@ -111,7 +124,7 @@ def _metric(reading: Reading) -> Any:
 
 def read_state(directory: Path) -> dict[str, Any]:
     """What was sent from a stage directory and to which run: `run_id` and `sent_bytes`, or nothing."""
-    path = directory / _STATE_FILE
+    path = directory / STATE_FILE
     if not path.is_file():
         return {}
     state: dict[str, Any] = json.loads(path.read_text())
@@ -119,6 +132,6 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def _write_state(directory: Path, state: Mapping[str, Any]) -> None:
-    temporary = directory / f".{_STATE_FILE}.tmp"
+    temporary = directory / f".{STATE_FILE}.tmp"
     temporary.write_text(json.dumps(state))
-    temporary.replace(directory / _STATE_FILE)
+    temporary.replace(directory / STATE_FILE)
