@@ -58,6 +58,14 @@ def to_bytes(text: str) -> int:
     return math.ceil(parse_quantity(text))
 
 
+def from_bytes(size: int) -> str:
+    """Whole bytes as the shortest quantity that is exactly as much, e.g. `1536Mi`."""
+    for suffix in ("Gi", "Mi", "Ki"):
+        if size % int(_MULTIPLIERS[suffix]) == 0:
+            return f"{size // int(_MULTIPLIERS[suffix])}{suffix}"
+    return str(size)
+
+
 def _number_as_text(value: object) -> object:
     """`cpu: 1` is a number for YAML and a quantity for Kubernetes."""
     if isinstance(value, bool) or not isinstance(value, int | float):

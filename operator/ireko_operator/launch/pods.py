@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ireko_api.pod_template import PodTemplate
+from ireko_api.spec import Compute
 from ireko_operator.launch.platform import PolicyException
 
 
@@ -19,15 +19,15 @@ class RefusedField:
     """A field of a pod template that the policy does not take."""
 
     path: str
-    """Below `spec.compute.podTemplate`, e.g. `spec.containers[trainer].securityContext.privileged`."""
+    """Below `spec.compute`, e.g. `podTemplate.spec.containers[trainer].securityContext.privileged`."""
     why: str
     """The rest of the sentence that begins with the path, e.g. `must not be true (exception Privileged)`."""
 
 
 def refused_fields(
-    template: PodTemplate | None, *, allowed: frozenset[PolicyException] = frozenset()
+    compute: Compute, *, allowed: frozenset[PolicyException] = frozenset()
 ) -> tuple[RefusedField, ...]:
-    """Everything in `template` that the policy refuses, in its order."""
+    """Everything in `compute` and its pod template that the policy refuses, in its order."""
     raise NotImplementedError
 
 

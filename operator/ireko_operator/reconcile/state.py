@@ -79,6 +79,9 @@ class OnCluster:
     kuberay: bool = True
     """The cluster knows RayJobs."""
     refusal: Refusal | None = None
+    answered: bool = True
+    """MLflow was asked about the run after its last attempt ended, or, before the first, at least once: only then
+    is the absence of a family a fact. An outage counts as an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""The status of a run from what is observed and decided: computed anew in every pass, never patched.
+"""The status of a run from what is observed and concluded: computed anew in every pass, never patched.
 
-Conditions are the truth and the phase is their summary. Only the times of transitions and the earlier
-attempts come from the status before.
+Conditions are the truth and the phase is their summary. From the status before come only the times of
+transitions, the earlier attempts and how long they held a cluster.
 """
 
 from __future__ import annotations
@@ -9,43 +9,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
 
-from ireko_api.reasons import ConditionType, Reason
+from ireko_api.reasons import Reason
 from ireko_api.status import (
-    MAX_ATTEMPTS,
-    Attempt,
     CompressionRunStatus,
-    Condition,
     MemberStatus,
     MlflowStatus,
-    Outcome,
     Phase,
     ProgressStatus,
     TeacherStatus,
 )
-from ireko_operator.reconcile.state import Observed
+from ireko_operator.reconcile.conditions import conditions_of
+from ireko_operator.reconcile.records import records_after
+from ireko_operator.reconcile.state import DeleteAttempt, Observed, StartAttempt, SuspendJob
+from ireko_operator.reconcile.verdict import Verdict
 
-Truth = Literal["True", "False", "Unknown"]
-_SUMMARY: dict[Phase, tuple[Truth, Reason]] = {
-    "Pending": ("Unknown", Reason.WAITING),
-    "Running": ("Unknown", Reason.IN_PROGRESS),
-    "Succeeded": ("True", Reason.COMPLETE),
-    "Failed": ("False", Reason.FAILED),
-    "Interrupted": ("False", Reason.INTERRUPTED),
-}
+_ENDED: tuple[Phase, ...] = ("Succeeded", "Failed", "Interrupted")
 
 
-def status_of(
-    observed: Observed, *, phase: Phase, reason: Reason, message: str, starting: int | None, now: datetime
-) -> CompressionRunStatus:
-    """The status after the actions of a pass; `starting` is the attempt that is being started."""
-    family, tracked = observed.family, observed.tracked
+def status_of(observed: Observed, verdict: Verdict, *, now: datetime) -> CompressionRunStatus:
+    """The status after the actions of a pass."""
+    family, tracked, previous = observed.family, observed.tracked, observed.previous
+    attempts = records_after(observed, verdict, now=now)
+    active_seconds, active_since = _activity(observed, verdict, now)
     return CompressionRunStatus(
-        phase=phase,
+        phase=verdict.phase,
+        reason=Reason.COMPLETE if verdict.phase == "Succeeded" else verdict.reason,
         observed_generation=observed.run.metadata.generation,
-        conditions=_conditions(observed, phase=phase, reason=reason, message=message, now=now),
-        attempts=_attempts(observed, phase=phase, message=message, starting=starting, now=now),
+        started_at=previous.started_at or (attempts[0].started_at if attempts else None),
+        finished_at=_finished_at(previous, verdict.phase, now),
+        active_seconds=active_seconds,
+        active_since=active_since,
+        conditions=conditions_of(observed, verdict, now=now),
+        attempts=attempts,
         progress=_progress(observed),
         mlflow=MlflowStatus(tracking_uri=observed.tracking_uri, run_id=tracked.run_id) if tracked else None,
         teacher=TeacherStatus(
@@ -56,89 +52,47 @@ def status_of(
         if family
         else None,
         members=_members(observed),
+        registered=f"{len(observed.registrations)}/{len(observed.run.spec.device_targets)}",
         report=observed.report,
     )
 
 
-def _conditions(
-    observed: Observed, *, phase: Phase, reason: Reason, message: str, now: datetime
-) -> tuple[Condition, ...]:
-    before = {condition.type: condition for condition in observed.previous.conditions}
-    summary, summary_reason = _SUMMARY[phase]
-    family = observed.family
-    complete = family is not None and len(observed.registrations) == len(family.members)
-
-    def condition(kind: ConditionType, truth: Truth, why: Reason, sentence: str = "") -> Condition:
-        earlier = before.get(kind)
-        since = earlier.last_transition_time if earlier is not None and earlier.status == truth else now
-        return Condition(
-            type=kind,
-            status=truth,
-            observed_generation=observed.run.metadata.generation,
-            last_transition_time=since,
-            reason=why,
-            message=sentence,
-        )
-
-    if family is None:
-        trained = condition(ConditionType.TRAINED, summary, reason, message)
-        registered = condition(ConditionType.REGISTERED, "Unknown", Reason.WAITING)
-    else:
-        trained = condition(ConditionType.TRAINED, "True", Reason.FAMILY_COMPLETE)
-        registered = (
-            condition(ConditionType.REGISTERED, "True", Reason.ALL_REGISTERED)
-            if complete
-            else condition(ConditionType.REGISTERED, summary, reason, message)
-        )
-    return (
-        condition(ConditionType.VALID, "True", Reason.ACCEPTED),
-        trained,
-        registered,
-        condition(ConditionType.SUCCEEDED, summary, summary_reason, message),
-    )
+def seconds_active(status: CompressionRunStatus, *, now: datetime) -> float:
+    """How long the attempts of a run have held a cluster until now."""
+    since = status.active_since
+    return status.active_seconds + (max(0.0, (now - since).total_seconds()) if since is not None else 0.0)
 
 
-def _attempts(
-    observed: Observed, *, phase: Phase, message: str, starting: int | None, now: datetime
-) -> tuple[Attempt, ...]:
-    current = observed.attempt
-    attempts = {
-        attempt.number: attempt if attempt.outcome != "Running" else _abandoned(attempt, now)
-        for attempt in observed.previous.attempts
-        if current is None or attempt.number != current.number
-    }
-    if starting is not None:
-        attempts[starting] = Attempt(number=starting, started_at=now)
-    if current is not None:
-        earlier = {attempt.number: attempt for attempt in observed.previous.attempts}.get(current.number)
-        outcome = _outcome(observed, phase)
-        over = outcome != "Running"
-        attempts[current.number] = Attempt(
-            number=current.number,
-            started_at=earlier.started_at if earlier else now,
-            finished_at=(earlier.finished_at if earlier and earlier.finished_at else now) if over else None,
-            outcome=outcome,
-            message=message[:4096] if outcome in ("Failed", "Interrupted") else "",
-        )
-    return tuple(attempts[number] for number in sorted(attempts))[-MAX_ATTEMPTS:]
+def is_active(observed: Observed, verdict: Verdict) -> bool:
+    """Whether an attempt holds a cluster, or asks for one outside of a queue, once the actions are taken."""
+    if observed.cluster is None:
+        return False
+    attempt = observed.attempt
+    for action in verdict.actions:
+        match action:
+            case StartAttempt():
+                return observed.run.spec.compute.queue_name is None
+            case SuspendJob(suspended=suspended):
+                return not suspended
+            case DeleteAttempt(number=number) if attempt is not None and number == attempt.number:
+                return False
+            case _:
+                continue
+    view = attempt.cluster if attempt is not None and attempt.alive else None
+    return view is not None and not view.suspended and not view.deleting
 
 
-def _abandoned(attempt: Attempt, now: datetime) -> Attempt:
-    return attempt.model_copy(
-        update={
-            "outcome": "Interrupted",
-            "finished_at": now.replace(microsecond=0),
-            "message": "Nobody was left to see how it ended.",
-        }
-    )
+def _activity(observed: Observed, verdict: Verdict, now: datetime) -> tuple[int, datetime | None]:
+    previous = observed.previous
+    if is_active(observed, verdict):
+        return previous.active_seconds, previous.active_since or now
+    return int(seconds_active(previous, now=now)), None
 
 
-def _outcome(observed: Observed, phase: Phase) -> Outcome:
-    if observed.attempt is not None and observed.attempt.alive:
-        return "Running"
-    if observed.family is not None:
-        return "Succeeded"
-    return phase if phase in ("Failed", "Interrupted") else "Running"
+def _finished_at(previous: CompressionRunStatus, phase: Phase, now: datetime) -> datetime | None:
+    if phase not in _ENDED:
+        return None
+    return previous.finished_at if previous.phase == phase and previous.finished_at else now
 
 
 def _progress(observed: Observed) -> ProgressStatus | None:

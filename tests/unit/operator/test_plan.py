@@ -14,7 +14,8 @@ from ireko_api.handoff import Failure, Family, Progress
 from ireko_api.status import Attempt as AttemptStatus
 from ireko_api.status import CompressionRunStatus
 from ireko_operator.launch import Attempt
-from ireko_operator.reconcile.plan import OUTAGE_GRACE, STOP_GRACE, plan
+from ireko_operator.reconcile.on_laptop import OUTAGE_GRACE, STOP_GRACE
+from ireko_operator.reconcile.plan import plan
 from ireko_operator.reconcile.state import (
     Observed,
     Outage,
