@@ -13,10 +13,12 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from ireko_trainer.errors import UserError
 from ireko_trainer.quant import (
     QuantizedWeights,
+    dequantize,
     describe,
     effective_bits,
     fake_quantize_,
     fake_quantized,
+    quantize,
     save_quantized,
     stored_size,
 )
@@ -237,12 +239,25 @@ def test_decoders_load_exactly_too(tied: bool, tmp_path: Path) -> None:
     assert torch.equal(output(loaded, {"input_ids": ids}), output(model, {"input_ids": ids}))
 
 
-def test_models_without_linear_blocks_are_refused_by_name() -> None:
+def test_conv1d_is_quantized_as_its_linear_twin_and_refused_in_files(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2Model
 
-    model = GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, n_positions=20))
-    with pytest.raises(UserError, match=r"GPT2Model: h\.0 has no torch\.nn\.Linear"):
-        describe(model)
+    torch.manual_seed(0)
+    model = GPT2Model(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=50, n_positions=20)).eval()
+    weight = model.h[0].attn.c_attn.weight.detach().clone()
+    bits = {"h.0.attn.c_attn": 3}
+    with pytest.raises(UserError, match=r"GPT2Model: .*h\.0\.attn\.c_attn is a Conv1D"):
+        save_quantized(model=model, bits=bits, group_size=64, directory=tmp_path)
+    fake_quantize_(model, bits=bits, group_size=64)
+    expected = dequantize(quantize(weight.T, bits=3, group_size=64)).T
+    assert torch.equal(model.h[0].attn.c_attn.weight, expected)
+
+
+def test_models_without_linear_blocks_are_refused_by_name() -> None:
+    model = torch.nn.Module()
+    model.h = torch.nn.ModuleList([torch.nn.LayerNorm(4)])
+    with pytest.raises(UserError, match=r"Module: h\.0 has no linear layer"):
+        describe(model)  # type: ignore[arg-type]
 
 
 def test_embeddings_below_eight_bits_are_refused(build: Any) -> None:

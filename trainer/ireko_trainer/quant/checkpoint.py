@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 
 from ireko_trainer.errors import UserError
 from ireko_trainer.quant.grid import QuantizedTensor, dequantize, quantize
-from ireko_trainer.quant.layout import OUTSIDE_BITS, Layout, Matrix, describe
+from ireko_trainer.quant.layout import OUTSIDE_BITS, Layout, Matrix, describe, weight_matrix
 from ireko_trainer.quant.storage import METADATA, matrix_group
 
 _LARGEST_FLOAT16 = torch.finfo(torch.float16).max
@@ -45,15 +45,30 @@ class QuantizedWeights:
     """The quantized forms of one model's matrices, each computed once, when first asked for.
 
     Keeps references to the float originals (not copies), so candidates can be compared in place at the price
-    of a dequantization each. The model must not be trained meanwhile.
+    of a dequantization each. The model must not be trained meanwhile. Matrices that something better than
+    rounding has quantized already are `given`; all others are rounded to the nearest point of the grid.
     """
 
-    def __init__(self, *, model: PreTrainedModel, group_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        group_size: int,
+        given: Mapping[str, QuantizedTensor] | None = None,
+    ) -> None:
         self.layout: Layout = describe(model)
         self.group_size = group_size
         self._matrices = {m.module: m for m in self.layout.matrices}
-        self._originals = {name: _weight(model, name).detach() for name in self._matrices}
-        self._done: dict[tuple[str, int], QuantizedTensor] = {}
+        self._originals = {name: weight_matrix(model.get_submodule(name)).detach() for name in self._matrices}
+        self._done = {(name, tensor.bits): tensor for name, tensor in (given or {}).items()}
+
+    def add(self, module: str, tensor: QuantizedTensor) -> None:
+        """Take `tensor` as the form of `module` at its width."""
+        self._done[module, tensor.bits] = tensor
+
+    def original(self, module: str) -> Tensor:
+        """Return the float weight [outputs, inputs] of `module`."""
+        return self._originals[module]
 
     def at(self, module: str, bits: int) -> QuantizedTensor:
         """Return the weight of `module` at `bits`."""
@@ -121,6 +136,7 @@ def save_quantized(
     `stored_size` says.
     """
     weights = weights or QuantizedWeights(model=model, group_size=group_size)
+    _check_storable(type(model).__name__, weights.layout, bits)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(_file_tensors(model, bits, weights), directory / "model.safetensors", metadata=METADATA)
     config = copy.deepcopy(model.config)
@@ -182,25 +198,29 @@ def pack(quantized: QuantizedTensor) -> Tensor:
     return packed
 
 
+def _check_storable(model: str, layout: Layout, bits: Mapping[str, int]) -> None:
+    refused = [m.module for m in layout.matrices if m.transposed and m.module in bits]
+    if refused:
+        raise UserError(
+            f"{model}: compressed-tensors stores the weights of torch.nn.Linear only, and {refused[0]} is a Conv1D; "
+            "leave spec.pipeline.quantization out, or choose a runtime whose format holds this family"
+        )
+
+
 def _target(matrix: Matrix, prefix: str) -> str:
     bare = matrix.module.removeprefix(f"{prefix}.") if prefix else matrix.module
     optional = rf"(?:{re.escape(prefix)}\.)?" if prefix else ""
     return f"re:^{optional}{re.escape(bare)}$"
 
 
-def _weight(model: PreTrainedModel, module: str) -> Tensor:
-    weight = model.get_submodule(module).weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
 def _shipped_values(
     model: PreTrainedModel, bits: Mapping[str, int], weights: QuantizedWeights
 ) -> Iterator[tuple[Tensor, Tensor]]:
     state = model.state_dict(keep_vars=True)
+    transposed = {m.module for m in weights.layout.matrices if m.transposed}
     for module, width in bits.items():
         value = dequantize(weights.at(module, width))
-        yield state[f"{module}.weight"], value
+        yield state[f"{module}.weight"], value.T.contiguous() if module in transposed else value
     for name, tensor in _floats(state, bits):
         yield tensor, _as_float16(name, tensor).to(torch.float32)
 

@@ -34,6 +34,10 @@ ScaleRule = Callable[[Tensor, int], Tensor]
 """(groups [N, g] float32, bits) -> scales [N] float32 whose values are exact in float16."""
 
 
+class GroupSizeError(UserError):
+    """A group size that does not divide the rows of a matrix."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedTensor:
     """A matrix as integer codes and one scale per group of columns; the weight is code × scale.
@@ -66,18 +70,35 @@ def group_columns(columns: int, *, group_size: int) -> int:
     return columns
 
 
+def check_group_size(name: str, columns: int, *, group_size: int) -> None:
+    """Raise `GroupSizeError` unless `group_size` divides the rows of the matrix called `name`."""
+    if columns % group_size == 0:
+        return
+    divisors = [size for size in range(4, columns + 1) if columns % size == 0]
+    raise GroupSizeError(
+        f"spec.pipeline.quantization.groupSize: {group_size} does not divide the rows of {name}, which hold "
+        f"{columns} weights; take one of {divisors} or leave groupSize out, which takes 64 where it divides, "
+        "32 where 64 does not, and one scale per row elsewhere"
+    )
+
+
 def code_range(bits: int) -> tuple[int, int]:
     """Return the lowest and the highest code of `bits` bits."""
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
 def quantize(
-    weight: Tensor, *, bits: int, group_size: int, scale_rule: ScaleRule | None = None
+    weight: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    scale_rule: ScaleRule | None = None,
+    importance: Tensor | None = None,
 ) -> QuantizedTensor:
     """Round `weight` [O, I] to the nearest point of its grid.
 
-    `scale_rule` is the searched, signed one unless a baseline asks for another. Raises `UserError` when the
-    weights are not finite.
+    `scale_rule` is the searched, signed one unless a baseline asks for another. `importance` [I] weighs the squared
+    errors of the columns in that search. Raises `UserError` when the weights are not finite.
     """
     if bits not in _SEARCH:
         raise ValueError(f"bits must be one of {sorted(_SEARCH)}, got {bits}")
@@ -85,22 +106,28 @@ def quantize(
         raise UserError(
             "a weight matrix holds NaN or infinity and cannot be quantized: the training diverged"
         )
-    group = group_columns(weight.shape[1], group_size=group_size)
-    groups = weight.detach().to(torch.float32).reshape(-1, group)  # [O * I / group, group]
-    rule = scale_rule or searched_scales
-    codes = torch.empty(groups.shape, dtype=torch.int8, device=groups.device)
-    scales = torch.empty(groups.shape[0], dtype=torch.float32, device=groups.device)
-    step = max(1, _CHUNK // group)
-    for start in range(0, groups.shape[0], step):
-        chunk = groups[start : start + step]
-        scales[start : start + step] = rule(chunk, bits)
-        codes[start : start + step] = _codes(chunk, scales[start : start + step], bits).to(torch.int8)
-    return QuantizedTensor(
-        codes=codes.reshape(weight.shape),
-        scales=scales.reshape(weight.shape[0], -1).to(torch.float16),
-        bits=bits,
-        group=group,
-    )
+    rows, columns = weight.shape
+    group = group_columns(columns, group_size=group_size)
+    values = weight.detach().to(torch.float32)
+    codes = torch.empty((rows, columns), dtype=torch.int8, device=values.device)
+    scales = torch.empty((rows, columns // group), dtype=torch.float16, device=values.device)
+    step = max(1, _CHUNK // columns)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        groups = values[part].reshape(-1, group)  # [rows * I / group, group]
+        found = _scales(groups, bits, scale_rule, importance)
+        codes[part] = nearest_codes(groups, found, bits).reshape(-1, columns).to(torch.int8)
+        scales[part] = found.reshape(-1, columns // group).to(torch.float16)
+    return QuantizedTensor(codes=codes, scales=scales, bits=bits, group=group)
+
+
+def _scales(groups: Tensor, bits: int, rule: ScaleRule | None, importance: Tensor | None) -> Tensor:
+    if rule is not None:
+        return rule(groups, bits)
+    if importance is None:
+        return searched_scales(groups, bits)
+    per_group = importance.to(groups).reshape(-1, groups.shape[1])
+    return searched_scales(groups, bits, importance=per_group.repeat(len(groups) // len(per_group), 1))
 
 
 def dequantize(quantized: QuantizedTensor) -> Tensor:
@@ -110,12 +137,13 @@ def dequantize(quantized: QuantizedTensor) -> Tensor:
     return (codes * quantized.scales.to(torch.float32)[..., None]).reshape(rows, columns)
 
 
-def searched_scales(groups: Tensor, bits: int) -> Tensor:
+def searched_scales(groups: Tensor, bits: int, *, importance: Tensor | None = None) -> Tensor:
     """Return the scale of either sign with the least squared error of each group.
 
     Coarse factors of the scale that puts the extreme on the widest code, then two least-squares steps s = <w,
     q> / <q, q> from the best of them; every candidate is rounded to float16 before it is judged. The plain
-    absmax scale is among the candidates, so no group is worse than under absmax.
+    absmax scale is among the candidates, so no group is worse than under absmax. `importance` [N, g] weighs
+    the squares.
     """
     absmax = groups.abs().amax(dim=-1)
     widest = absmax / (1 << (bits - 1))
@@ -123,15 +151,16 @@ def searched_scales(groups: Tensor, bits: int) -> Tensor:
     candidates = [widest * factor for factor in torch.linspace(lowest, 1.0, count).tolist()]
     candidates.append(absmax / ((1 << (bits - 1)) - 1))
     best = as_stored(candidates[-1])
-    error = _squared_error(groups, best, bits)
+    error = _squared_error(groups, best, bits, importance)
     for candidate in candidates:
         for sign in (-1.0, 1.0):
-            best, error = _better(groups, as_stored(candidate * sign), best, error, bits)
+            best, error = _better(groups, as_stored(candidate * sign), best, error, bits, importance)
     for _ in range(_REFINEMENTS):
-        codes = _codes(groups, best, bits)
-        energy = codes.square().sum(dim=-1)
-        fitted = torch.where(energy > 0, (groups * codes).sum(dim=-1) / energy.clamp(min=1.0), best)
-        best, error = _better(groups, as_stored(fitted), best, error, bits)
+        codes = nearest_codes(groups, best, bits)
+        weighed = codes if importance is None else codes * importance
+        energy = (codes * weighed).sum(dim=-1)
+        fitted = torch.where(energy > 0, (groups * weighed).sum(dim=-1) / energy, best)
+        best, error = _better(groups, as_stored(fitted), best, error, bits, importance)
     return best
 
 
@@ -153,18 +182,20 @@ def as_stored(scales: Tensor) -> Tensor:
     return torch.where(scales < 0, -magnitude, magnitude)
 
 
-def _codes(groups: Tensor, scales: Tensor, bits: int) -> Tensor:
+def nearest_codes(groups: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Return the codes of groups [N, g] under scales [N], as float32."""
     lowest, highest = code_range(bits)
     return (groups / scales[:, None]).round_().clamp_(lowest, highest)
 
 
-def _squared_error(groups: Tensor, scales: Tensor, bits: int) -> Tensor:
-    return _codes(groups, scales, bits).mul_(scales[:, None]).sub_(groups).square_().sum(dim=-1)
+def _squared_error(groups: Tensor, scales: Tensor, bits: int, importance: Tensor | None) -> Tensor:
+    squares = nearest_codes(groups, scales, bits).mul_(scales[:, None]).sub_(groups).square_()
+    return (squares if importance is None else squares.mul_(importance)).sum(dim=-1)
 
 
 def _better(
-    groups: Tensor, candidate: Tensor, best: Tensor, error: Tensor, bits: int
+    groups: Tensor, candidate: Tensor, best: Tensor, error: Tensor, bits: int, importance: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    trial = _squared_error(groups, candidate, bits)
+    trial = _squared_error(groups, candidate, bits, importance)
     wins = trial < error
     return torch.where(wins, candidate, best), torch.where(wins, trial, error)

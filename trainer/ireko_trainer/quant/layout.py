@@ -6,7 +6,8 @@ member is known before the member exists.
 Three kinds of matrices. *Blocks* are the transformer layers; their widths are chosen. *Embeddings* (every
 table: words, positions, token types) and the *head* (linear layers outside the blocks) always take 8 bits:
 the head is small, and lower embeddings cannot be loaded, see `checkpoint.py`. Tied matrices, norms and biases
-stay floats.
+stay floats. GPT-2's `Conv1D` is a linear layer whose weight lies the other way round; here every matrix is
+[outputs, inputs].
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ireko_trainer.errors import UserError
 
@@ -33,6 +35,8 @@ class Matrix:
     rows: int
     columns: int
     table: bool
+    transposed: bool = False
+    """The module keeps its weight as [columns, rows]."""
 
     @property
     def weights(self) -> int:
@@ -95,9 +99,9 @@ def block_modules(model: nn.Module) -> dict[str, nn.Module]:
     name = max(sizes, key=lambda key: (sizes[key], -len(key)))
     blocks = {f"{name}.{index}": block for index, block in enumerate(lists[name])}
     for key, block in blocks.items():
-        if not any(isinstance(module, nn.Linear) for module in block.modules()):
+        if not any(isinstance(module, nn.Linear | Conv1D) for module in block.modules()):
             raise UserError(
-                f"{type(model).__name__}: {key} has no torch.nn.Linear, and other layers are not quantized"
+                f"{type(model).__name__}: {key} has no linear layer, and other layers are not quantized"
             )
     return blocks
 
@@ -116,19 +120,36 @@ def describe(model: PreTrainedModel) -> Layout:
     )
 
 
+def weight_matrix(module: nn.Module) -> Tensor:
+    """Return the weight of a linear layer or a table as [outputs, inputs], in its own storage."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def put_weight(module: nn.Module, value: Tensor) -> None:
+    """Give a linear layer another weight [outputs, inputs].
+
+    The old tensor is not written to: it may belong to somebody else, or to a mapped file.
+    """
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    weight.data = value.T.contiguous() if isinstance(module, Conv1D) else value
+
+
 def _matrices(model: nn.Module) -> dict[str, Matrix]:
-    owners = Counter(
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)
-    )
+    kinds = nn.Linear | nn.Embedding | Conv1D
+    owners = Counter(id(module.weight) for module in model.modules() if isinstance(module, kinds))
     return {
         name: Matrix(
             module=name,
-            rows=module.weight.shape[0],
-            columns=module.weight.shape[1],
+            rows=weight_matrix(module).shape[0],
+            columns=weight_matrix(module).shape[1],
             table=isinstance(module, nn.Embedding),
+            transposed=isinstance(module, Conv1D),
         )
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and owners[id(module.weight)] == 1
+        if isinstance(module, kinds) and owners[id(module.weight)] == 1
     }
 
 

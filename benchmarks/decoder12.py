@@ -1,0 +1,123 @@
+"""The small pretrained decoder of the test data, its calibration texts and the measure that all its benchmarks share.
+
+Protocol: 32 windows of 256 tokens from the last 231 TinyStories stories and 32 from the test split of WikiText-2;
+quality is the geometric mean of the two perplexities, and *excess* is that mean minus the unquantized model's. Stories
+and paragraphs (lines of more than 40 characters) each start with BOS and are concatenated. Calibration: half
+TinyStories (without the last 231), half the WikiText-103 prefix, windows of 256 tokens at seeded random places.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+WINDOW = 256
+WINDOWS = 32
+HELD_OUT_STORIES = 231
+SHORTEST_PARAGRAPH = 40
+_CALIBRATION_CHARACTERS = 3_000_000
+_BATCH = 8
+_DATA = Path(os.environ.get("IREKO_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Token windows [N, 256] int64."""
+
+    stories: Tensor
+    articles: Tensor
+    calibration_stories: Tensor
+    calibration_articles: Tensor
+
+    def calibration(self, count: int, *, seed: int = 0) -> Tensor:
+        """Return `count` windows [count, 256], alternately of both kinds."""
+        generator = torch.Generator().manual_seed(seed)
+        halves = [
+            _random_windows(self.calibration_stories, -(-count // 2), generator),
+            _random_windows(self.calibration_articles, -(-count // 2), generator),
+        ]
+        return torch.stack(halves, dim=1).reshape(-1, WINDOW)[:count]
+
+
+def model_directory(name: str = "decoder12") -> Path:
+    """Where the test data keeps a model."""
+    directory = _DATA / "models" / name
+    if not directory.is_dir():
+        sys.exit(f"no {directory}: set IREKO_TEST_DATA to a directory with models/ and text/")
+    return directory
+
+
+def load_decoder() -> PreTrainedModel:
+    """The model in float32."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_directory(), dtype=torch.float32)
+    return model.eval()
+
+
+def load_texts() -> Texts:
+    """Tokenize the test data."""
+    tokenizer = AutoTokenizer.from_pretrained(model_directory())
+    text = (_DATA / "text" / "tinystories" / "tinystories_sample.txt").read_text()
+    stories = [story.strip() for story in text.split("<|endoftext|>") if story.strip()]
+    articles = _paragraphs(_DATA / "text" / "wikitext-2" / "test.txt")
+    prefix = _paragraphs(_DATA / "text" / "wikitext-103-prefix" / "train_prefix.txt")
+
+    def tokens(documents: list[str]) -> Tensor:
+        rows = tokenizer(documents, add_special_tokens=False)["input_ids"]
+        return torch.tensor([token for row in rows for token in (tokenizer.bos_token_id, *row)])
+
+    return Texts(
+        stories=tokens(stories[-HELD_OUT_STORIES:])[: WINDOWS * WINDOW].view(WINDOWS, WINDOW),
+        articles=tokens(_until(articles, 4 * WINDOWS * WINDOW))[: WINDOWS * WINDOW].view(WINDOWS, WINDOW),
+        calibration_stories=tokens(stories[:-HELD_OUT_STORIES]),
+        calibration_articles=tokens(_until(prefix, _CALIBRATION_CHARACTERS)),
+    )
+
+
+def batches(windows: Tensor, *, size: int = _BATCH) -> list[dict[str, Tensor]]:
+    """Cut windows [N, S] into batches for a model."""
+    return [{"input_ids": part} for part in windows.split(size)]
+
+
+def perplexity(model: PreTrainedModel, windows: Tensor) -> float:
+    """Return exp of the mean loss per predicted token."""
+    losses = []
+    with torch.inference_mode():
+        for part in windows.split(_BATCH):
+            logits = model(input_ids=part, use_cache=False).logits[:, :-1]
+            losses.append(
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none"
+                )
+            )
+    return math.exp(float(torch.cat(losses).double().mean()))
+
+
+def quality(model: PreTrainedModel, texts: Texts) -> float:
+    """The geometric mean of the perplexities on stories and on articles; the smaller the better."""
+    return math.sqrt(perplexity(model, texts.stories) * perplexity(model, texts.articles))
+
+
+def _paragraphs(path: Path) -> list[str]:
+    return [line for line in path.read_text().split("\n") if len(line) > SHORTEST_PARAGRAPH]
+
+
+def _until(documents: list[str], characters: int) -> list[str]:
+    kept, total = [], 0
+    for document in documents:
+        if total >= characters:
+            break
+        kept.append(document)
+        total += len(document)
+    return kept
+
+
+def _random_windows(tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    starts = torch.randint(0, len(tokens) - WINDOW + 1, (count,), generator=generator)
+    return tokens[starts[:, None] + torch.arange(WINDOW)]

@@ -1,0 +1,188 @@
+"""GPTQ through a whole model, one block at a time, each fed by the quantized blocks before it.
+
+The driver holds one block and the hidden states of the calibration batches; where blocks come from is the business of
+a `BlockSource`: a model in memory, or files of any size (`streaming.py`). Each batch runs once through each block and
+meets only quantized matrices (`lockstep.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ireko_trainer.quant.calls import Batch, Recorded, input_groups, inputs, record
+from ireko_trainer.quant.gptq import DEFAULT_OPTIONS, GptqOptions, gptq_together
+from ireko_trainer.quant.grid import QuantizedTensor, dequantize, quantize
+from ireko_trainer.quant.hessian import Hessian
+from ireko_trainer.quant.layout import block_modules, put_weight, weight_matrix
+from ireko_trainer.quant.lockstep import Lockstep
+
+OnBlock = Callable[[int, int], None]
+"""Called with the number of finished blocks and of all blocks; may raise to stop."""
+
+_PROBE_TOKENS = 8  # enough to see which matrices share an input
+
+
+class BlockSource(Protocol):
+    """A model whose blocks can be had one at a time."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The blocks in the order of the forward pass."""
+
+    def record(self, batch: Batch) -> Recorded:
+        """What the blocks are called with for this batch."""
+
+    def block(self, name: str) -> AbstractContextManager[nn.Module]:
+        """The block with its float32 weights, which may be overwritten until the context ends."""
+
+
+class ModelInMemory:
+    """The blocks of a loaded model. Its weights are back when a block's context ends."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._blocks = block_modules(model)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The blocks in the order of the forward pass."""
+        return tuple(self._blocks)
+
+    def record(self, batch: Batch) -> Recorded:
+        """What the blocks are called with for this batch."""
+        return record(model=self._model, blocks=list(self._blocks.values()), batch=batch)
+
+    @contextmanager
+    def block(self, name: str) -> Iterator[nn.Module]:
+        """The model's own block."""
+        block = self._blocks[name]
+        originals = [(parameter, parameter.data) for parameter in block.parameters()]
+        try:
+            yield block
+        finally:
+            for parameter, data in originals:
+                parameter.data = data
+
+
+def gptq_blocks(
+    *,
+    source: BlockSource,
+    batches: Sequence[Batch],
+    bits: Mapping[str, int],
+    group_size: int,
+    options: GptqOptions = DEFAULT_OPTIONS,
+    on_block: OnBlock | None = None,
+) -> Iterator[tuple[str, QuantizedTensor]]:
+    """Yield the quantized matrices of each block as soon as it is done, by the names of their modules.
+
+    `bits` maps modules to widths; linear layers left out keep their weights, modules outside the blocks are not looked
+    at. Batches hold `input_ids` and, where texts are padded, `attention_mask`, both [B, S].
+    """
+    if not batches:
+        raise ValueError("GPTQ needs at least one calibration batch")
+    first = {name: tensor[:1, :_PROBE_TOKENS] for name, tensor in inputs(batches[0]).items()}
+    probe = source.record(first)
+    recorded = [source.record(batch) for batch in batches]
+    stream = _Stream(recorded, asymmetric=options.asymmetry != 0)
+    for index, name in enumerate(source.names):
+        with source.block(name) as block:
+            modules = {
+                key: module
+                for key, module in block.named_modules()
+                if isinstance(module, nn.Linear | Conv1D) and f"{name}.{key}" in bits
+            }
+            groups = input_groups(
+                block=block, modules=modules, hidden=probe.hidden, arguments=probe.arguments[index]
+            )
+            widths = {key: bits[f"{name}.{key}"] for key in modules}
+            done = stream.through(block, index, modules, groups, widths, group_size, options)
+        yield from ((f"{name}.{key}", tensor) for key, tensor in done.items())
+        if on_block is not None:
+            on_block(index + 1, len(source.names))
+
+
+class _Stream:
+    """The calibration batches between two blocks."""
+
+    def __init__(self, recorded: Sequence[Recorded], *, asymmetric: bool) -> None:
+        self._recorded = recorded
+        self._hidden = [one.hidden for one in recorded]
+        self._dense = list(self._hidden) if asymmetric else None
+
+    def through(
+        self,
+        block: nn.Module,
+        index: int,
+        modules: Mapping[str, nn.Module],
+        groups: Sequence[tuple[str, ...]],
+        widths: Mapping[str, int],
+        group_size: int,
+        options: GptqOptions,
+    ) -> dict[str, QuantizedTensor]:
+        """Quantize the block and take the batches through it."""
+        reference = copy.deepcopy(block) if self._dense is not None else None
+        done: dict[str, QuantizedTensor] = {}
+        with (
+            self._lockstep(block, index, groups, self._hidden) as passes,
+            self._dense_lockstep(reference, index, groups) as dense,
+        ):
+            for group in groups:
+                hessian = self._moments(passes, dense, group[0])
+                solved = gptq_together(
+                    {key: weight_matrix(modules[key]) for key in group},
+                    hessian=hessian,
+                    bits=widths,
+                    group_size=group_size,
+                    options=options,
+                )
+                for key, tensor in solved.items():
+                    put_weight(modules[key], dequantize(tensor))
+                done |= solved
+            self._hidden = passes.finish()
+            if dense is not None:
+                self._dense = dense.finish()
+        for key, module in modules.items():
+            if key not in done:  # the calibration data never calls it
+                done[key] = quantize(weight_matrix(module), bits=widths[key], group_size=group_size)
+        return done
+
+    def _moments(self, passes: Lockstep, dense: Lockstep | None, name: str) -> Hessian:
+        hessian: Hessian | None = None
+        for number, one in enumerate(self._recorded):
+            values = passes.advance(number, name)
+            hessian = hessian or Hessian(values.shape[-1], device=values.device)
+            target = None if dense is None else _tokens(dense.advance(number, name), one.mask)
+            hessian.add(_tokens(values, one.mask), dense=target)
+        assert hessian is not None
+        return hessian
+
+    def _lockstep(
+        self, block: nn.Module, index: int, groups: Sequence[tuple[str, ...]], hidden: Sequence[Tensor]
+    ) -> Lockstep:
+        calls = [
+            partial(one.arguments[index].call, block, states)
+            for one, states in zip(self._recorded, hidden, strict=True)
+        ]
+        return Lockstep(calls, stops={group[0]: block.get_submodule(group[0]) for group in groups})
+
+    def _dense_lockstep(
+        self, reference: nn.Module | None, index: int, groups: Sequence[tuple[str, ...]]
+    ) -> AbstractContextManager[Lockstep | None]:
+        if reference is None or self._dense is None:
+            return nullcontext()
+        return self._lockstep(reference, index, groups, self._dense)
+
+
+def _tokens(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Real tokens [N, C] of inputs [B, S, C]; inputs of another form are taken whole."""
+    if mask is not None and values.shape[:-1] == mask.shape:
+        return values[mask.to(values.device)]
+    return values.reshape(-1, values.shape[-1])
