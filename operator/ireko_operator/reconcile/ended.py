@@ -12,7 +12,7 @@ from ireko_operator.launch import Attempt
 from ireko_operator.reconcile import retry, verdicts
 from ireko_operator.reconcile.following import is_out_of_time, out_of_time, paused
 from ireko_operator.reconcile.records import last_record, record_of
-from ireko_operator.reconcile.state import Observed, OnCluster
+from ireko_operator.reconcile.state import Observed
 from ireko_operator.reconcile.verdict import Verdict
 from ireko_operator.reconcile.verdicts import Ending
 
@@ -20,7 +20,7 @@ OUTAGE_RETRY = timedelta(seconds=15)
 """How often MLflow is asked again while it is away."""
 
 
-def after_an_attempt(observed: Observed, cluster: OnCluster, *, now: datetime) -> Verdict | None:
+def after_an_attempt(observed: Observed, *, now: datetime) -> Verdict | None:
     """What follows from the end of the last attempt; None when the next one may start."""
     seen, last = observed.attempt, last_record(observed)
     if seen is None or (last is not None and seen.number < last.number):
@@ -28,7 +28,7 @@ def after_an_attempt(observed: Observed, cluster: OnCluster, *, now: datetime) -
     record = record_of(observed, seen.number)
     if record is not None and record.outcome != "Running":
         return after_a_record(observed, record, now=now)
-    return _not_known_yet(observed, seen, cluster) or after(observed, _ending_of(observed, seen), now=now)
+    return _not_known_yet(observed, seen) or after(observed, _ending_of(observed, seen), now=now)
 
 
 def after(observed: Observed, ending: Ending, *, now: datetime) -> Verdict:
@@ -65,14 +65,9 @@ def after_a_record(observed: Observed, record: Record, *, now: datetime) -> Verd
     return _back_off(record, due, now) if now < due else None
 
 
-def _not_known_yet(observed: Observed, seen: Attempt, cluster: OnCluster) -> Verdict | None:
-    """The verdict while MLflow has not said what an attempt left; what it told itself needs nobody else."""
-    if seen.failure is not None:
-        return None
-    if not cluster.answered:
-        message = f"Attempt {seen.number} has ended; MLflow is being asked what it made."
-        return Verdict(phase="Running", reason=Reason.TRAINING, message=message)
-    if observed.outage is None:
+def _not_known_yet(observed: Observed, seen: Attempt) -> Verdict | None:
+    """The verdict while MLflow cannot say what an attempt left; what it told itself needs nobody else."""
+    if seen.failure is not None or observed.outage is None:
         return None
     return Verdict(
         phase="Running",

@@ -16,7 +16,8 @@ from ireko_operator.reconcile.verdicts import Ending, starts
 def follow(observed: Observed, attempt: Attempt, view: ClusterView, *, now: datetime) -> Verdict | Ending:
     """Where the run stands; an `Ending` where the attempt is to be stopped for it."""
     if is_out_of_time(observed, now=now):
-        return out_of_time(observed, stopping=attempt)
+        verdict = out_of_time(observed)
+        return replace(verdict, ending=_ended(attempt, verdict.reason, verdict.message))
     if observed.run.spec.suspend:
         return _pause(observed, attempt, view)
     if view.suspended:
@@ -42,23 +43,15 @@ def is_out_of_time(observed: Observed, *, now: datetime) -> bool:
     return remaining is not None and remaining <= 0
 
 
-def out_of_time(observed: Observed, *, stopping: Attempt | None = None) -> Verdict:
-    """The end of a run that took too long; what still lives of it is stopped."""
+def out_of_time(observed: Observed) -> Verdict:
+    """The end of a run that took too long."""
     limit = observed.run.spec.compute.active_deadline_seconds
-    message = f"The run took longer than spec.compute.activeDeadlineSeconds, {limit} s."
-    verdict = Verdict(
+    return Verdict(
         phase="Failed",
         reason=Reason.DEADLINE_EXCEEDED,
-        message=message,
+        message=f"The run took longer than spec.compute.activeDeadlineSeconds, {limit} s.",
         summary=Reason.DEADLINE_EXCEEDED,
         done=True,
-    )
-    if stopping is None:
-        return verdict
-    return replace(
-        verdict,
-        ending=_ended(stopping, Reason.DEADLINE_EXCEEDED, message),
-        actions=(DeleteAttempt(number=stopping.number),),
     )
 
 

@@ -13,6 +13,7 @@ while anything of the first may still be alive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -21,6 +22,7 @@ from ireko_api.reasons import ConditionType, Reason
 from ireko_api.status import CompressionRunStatus
 from ireko_operator.launch import Attempt, ClusterView
 from ireko_operator.reconcile.after_training import complete, is_registered, registering
+from ireko_operator.reconcile.conditions import State, as_conditions
 from ireko_operator.reconcile.ended import OUTAGE_RETRY, after, after_a_record, after_an_attempt
 from ireko_operator.reconcile.following import follow, paused
 from ireko_operator.reconcile.records import record_of, vanished
@@ -47,64 +49,60 @@ def plan_on_cluster(observed: Observed, cluster: OnCluster, *, now: datetime) ->
     """The actions that bring the run forward, and its status once they are taken."""
     attempts = [*cluster.earlier, *((observed.attempt,) if observed.attempt is not None else ())]
     if cluster.deleting:
-        return being_deleted(
-            attempts,
-            finalizer=cluster.finalizer,
-            status=status_of(observed, _leaving(observed), now=now),
-            now=now,
-        )
+        return being_deleted(attempts, finalizer=cluster.finalizer, status=_leaving(observed, now), now=now)
     if observed.previous.phase in ("Succeeded", "Failed"):
         return _finished(observed, cluster, attempts, now)
     verdict = _decide(observed, cluster, now)
+    status = status_of(observed, verdict, now=now)
+    if verdict.done:
+        return _finished(replace(observed, previous=status), cluster, attempts, now)
     strays = tuple(DeleteAttempt(number=a.number) for a in cluster.earlier if _is_to_be_stopped(a))
-    verdict = replace(verdict, actions=(*strays, *verdict.actions))
-    return Decision(
-        actions=verdict.actions,
-        status=status_of(observed, verdict, now=now),
-        requeue_after=1.0 if verdict.done else verdict.requeue_after,
-    )
+    return Decision(actions=(*strays, *verdict.actions), status=status, requeue_after=verdict.requeue_after)
 
 
-# --- a run that is over ---
+# --- a run that goes, and one that is over ---
 
 
 def being_deleted(
-    attempts: list[Attempt], *, finalizer: bool, status: CompressionRunStatus, now: datetime
+    attempts: Sequence[Attempt], *, finalizer: bool, status: CompressionRunStatus, now: datetime
 ) -> Decision:
     """The deletion of a run: its jobs are stopped first, whatever state they are in."""
     if not finalizer:
         return Decision(status=status, done=True)
-    actions: list[Action] = [DeleteAttempt(number=a.number) for a in attempts if _may_be_deleted(a)]
-    waited_for = [a for a in attempts if _may_be_deleted(a) or not _has_waited(a, now)]
-    if waited_for:
-        return Decision(actions=tuple(actions), status=status, requeue_after=SETTLE_RETRY.total_seconds())
+    actions = tuple(DeleteAttempt(number=a.number) for a in attempts if _may_be_deleted(a))
+    if actions or not all(_has_waited(attempt, now) for attempt in attempts):
+        return Decision(actions=actions, status=status, requeue_after=SETTLE_RETRY.total_seconds())
     return Decision(actions=(RemoveFinalizer(),), status=status, done=True)
 
 
-def _leaving(observed: Observed) -> Verdict:
-    phase = observed.previous.phase
-    return Verdict(
-        phase=phase,
-        reason=Reason.DELETING,
-        message="The run was deleted; its pods are being stopped.",
-        summary=Reason.DELETING,
+def _leaving(observed: Observed, now: datetime) -> CompressionRunStatus:
+    """The last status; where the run was not over it says that it never will be."""
+    previous = _as_of_now(observed)
+    if previous.phase in ("Succeeded", "Failed"):
+        return previous
+    message = "The run was deleted; its pods are being stopped."
+    told = as_conditions(
+        {ConditionType.SUCCEEDED: State(truth="Unknown", reason=Reason.DELETING, message=message)},
+        previous=previous,
+        generation=previous.observed_generation,
+        now=now,
     )
+    others = [c for c in previous.conditions if c.type != ConditionType.SUCCEEDED]
+    return previous.model_copy(update={"reason": Reason.DELETING.value, "conditions": (*others, *told)})
 
 
-def _finished(observed: Observed, cluster: OnCluster, attempts: list[Attempt], now: datetime) -> Decision:
+def _finished(observed: Observed, cluster: OnCluster, attempts: Sequence[Attempt], now: datetime) -> Decision:
     """A run that is over stays over; what is left of it is put away."""
     status = _as_of_now(observed)
     actions: list[Action] = [DeleteAttempt(number=a.number) for a in attempts if _is_to_be_stopped(a)]
-    if not any(attempt.alive for attempt in attempts):
-        if cluster.finalizer:
-            actions.append(RemoveFinalizer())
-        remaining = _until_deleted(observed, now)
-        if remaining is not None and remaining <= 0:
-            return Decision(actions=(*actions, DeleteRun()), status=status, done=True)
-        return Decision(
-            actions=tuple(actions), status=status, done=remaining is None, requeue_after=remaining
-        )
-    return Decision(actions=tuple(actions), status=status, requeue_after=SETTLE_RETRY.total_seconds())
+    if any(attempt.alive for attempt in attempts):
+        return Decision(actions=tuple(actions), status=status, requeue_after=SETTLE_RETRY.total_seconds())
+    if cluster.finalizer:
+        actions.append(RemoveFinalizer())
+    remaining = _until_deleted(observed, now)
+    if remaining is not None and remaining <= 0:
+        return Decision(actions=(*actions, DeleteRun()), status=status, done=True)
+    return Decision(actions=tuple(actions), status=status, done=remaining is None, requeue_after=remaining)
 
 
 def _as_of_now(observed: Observed) -> CompressionRunStatus:
@@ -154,7 +152,7 @@ def _decide(observed: Observed, cluster: OnCluster, now: datetime) -> Verdict:
     if observed.family is not None:
         return _after_training(observed, observed.family)
     # 3. The last attempt ended without one; one that vanished did not end.
-    after_it = after_an_attempt(observed, cluster, now=now) if vanished(observed) is None else None
+    after_it = after_an_attempt(observed, now=now) if vanished(observed) is None else None
     # 4. Nothing is left to wait for but what a start needs.
     return after_it or start(observed, cluster, now=now)
 
@@ -162,11 +160,11 @@ def _decide(observed: Observed, cluster: OnCluster, now: datetime) -> Verdict:
 def _while_it_lives(observed: Observed, attempt: Attempt, view: ClusterView, now: datetime) -> Verdict:
     if view.deleting:
         return _while_it_stops(observed, attempt, now)
-    verdict = follow(observed, attempt, view, now=now)
-    if not isinstance(verdict, Ending):
-        return verdict
-    stopped = after(observed, verdict, now=now)
-    return replace(stopped, actions=(DeleteAttempt(number=attempt.number),))
+    followed = follow(observed, attempt, view, now=now)
+    if not isinstance(followed, Ending):
+        return followed
+    verdict = after(observed, followed, now=now)
+    return replace(verdict, actions=(DeleteAttempt(number=attempt.number),))
 
 
 def _while_it_stops(observed: Observed, attempt: Attempt, now: datetime) -> Verdict:

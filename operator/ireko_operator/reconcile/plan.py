@@ -29,7 +29,7 @@ def plan_unreadable(seen: Unreadable, *, now: datetime) -> Decision:
     """The same for a run whose manifest cannot be read: it says so, starts nothing and can be deleted."""
     previous = seen.previous
     if seen.deleting:
-        return being_deleted(list(seen.attempts), finalizer=seen.finalizer, status=previous, now=now)
+        return being_deleted(seen.attempts, finalizer=seen.finalizer, status=previous, now=now)
     if previous.phase in ("Succeeded", "Failed"):
         return Decision(status=previous, done=True)
     message = "This operator cannot read the manifest: " + "; ".join(seen.problems)

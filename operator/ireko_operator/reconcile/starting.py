@@ -26,7 +26,7 @@ def start(observed: Observed, cluster: OnCluster, *, now: datetime) -> Verdict:
         _refused_here(observed, cluster)
         or (paused() if observed.run.spec.suspend else None)
         or _no_kuberay(cluster)
-        or _unasked(observed, cluster)
+        or _untracked(observed)
         or _still_settling(observed, cluster)
         or _refused_there(cluster, now)
     )
@@ -62,18 +62,15 @@ def _no_kuberay(cluster: OnCluster) -> Verdict | None:
     )
 
 
-def _unasked(observed: Observed, cluster: OnCluster) -> Verdict | None:
-    if observed.outage is not None:
-        return Verdict(
-            phase="Pending",
-            reason=Reason.TRACKING_UNREACHABLE,
-            message=observed.outage.message,
-            requeue_after=OUTAGE_RETRY.total_seconds(),
-        )
-    if cluster.answered:
+def _untracked(observed: Observed) -> Verdict | None:
+    if observed.outage is None:
         return None
-    message = "MLflow is being asked what it already has of this run."
-    return Verdict(phase="Pending", reason=Reason.WAITING, message=message)
+    return Verdict(
+        phase="Pending",
+        reason=Reason.TRACKING_UNREACHABLE,
+        message=observed.outage.message,
+        requeue_after=OUTAGE_RETRY.total_seconds(),
+    )
 
 
 def _still_settling(observed: Observed, cluster: OnCluster) -> Verdict | None:

@@ -59,7 +59,11 @@ class Outage:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """The API server's answer to the last write that an action needed; None again once one went through."""
+    """The API server's answer to the last start, known until one goes through.
+
+    Whoever was refused decides again with it before telling anybody, so that the status never says that something
+    is being started that is not.
+    """
 
     trouble: Trouble
     at: datetime
@@ -79,9 +83,6 @@ class OnCluster:
     kuberay: bool = True
     """The cluster knows RayJobs."""
     refusal: Refusal | None = None
-    answered: bool = True
-    """MLflow was asked about the run after its last attempt ended, or, before the first, at least once: only then
-    is the absence of a family a fact. An outage counts as an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,8 @@ class Observed:
     tracked: TrackedRun | None = None
     """As last read where MLflow does not answer now."""
     family: Family | None = None
-    """What a finished trainer handed over for this very spec; looked for while no trainer is alive."""
+    """What a finished trainer handed over for this very spec; looked for while no trainer is alive, after the last
+    one was seen to have ended: only then is its absence a fact."""
     registrations: tuple[Registration, ...] = ()
     """The members of the family that are completely registered."""
     report: str | None = None
