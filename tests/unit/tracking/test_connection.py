@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from pathlib import Path
+
 import pytest
 import requests
 from mlflow.exceptions import MlflowException
@@ -14,7 +17,7 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
 )
 
-from ireko_trainer.errors import UserError
+from ireko_trainer.errors import StorageFullError, UserError
 from ireko_trainer.tracking.connection import (
     PATIENCE_VARIABLE,
     Connection,
@@ -57,6 +60,27 @@ def test_an_outage_that_outlasts_patience_names_the_server_and_says_that_nothing
     assert caught.value.reason == "TrackingUnreachable"
     assert "http://127.0.0.1:1" in str(caught.value)
     assert "same command goes on" in str(caught.value)
+
+
+def test_a_database_without_room_is_told_at_once_and_is_no_outage(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "mlflow.db")
+    database.execute("CREATE TABLE metrics (value BLOB)")
+    database.execute("PRAGMA max_page_count = 3")
+    calls = []
+
+    def write() -> None:
+        calls.append(1)
+        try:
+            database.execute("INSERT INTO metrics VALUES (zeroblob(100000))")
+        except sqlite3.OperationalError as error:
+            # As MLflow's store does.
+            raise MlflowException(f"({type(error)}) {error}", error_code=INTERNAL_ERROR) from error
+
+    with pytest.raises(
+        StorageFullError, match=r"MLflow at http://127\.0\.0\.1:1 has no room left .*nothing is lost"
+    ):
+        Connection("http://127.0.0.1:1").call(write)
+    assert len(calls) == 1
 
 
 def test_refused_credentials_are_not_retried_and_name_the_variables_to_set() -> None:

@@ -12,7 +12,6 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from scipy import stats
-from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
 from ireko_trainer.errors import DivergedError
@@ -98,6 +97,9 @@ def _score_classification(
     predicted = outputs.argmax(dim=1).numpy()
     scores: dict[str, float] = {}
     if labels is not None:
+        # It takes two seconds to import, which a trainer that has not trained yet need not spend.
+        from sklearn import metrics as sklearn_metrics
+
         truth = labels.numpy()
         average = "binary" if outputs.shape[1] == 2 else "macro"
         scores["accuracy"] = float(sklearn_metrics.accuracy_score(truth, predicted))

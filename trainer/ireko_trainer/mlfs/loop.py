@@ -182,11 +182,23 @@ def _refuse_divergence(
     metrics: Mapping[str, float], *, stage: str, step: int, optimization: Optimization
 ) -> None:
     # The gradient is averaged over the workers, so all of them see the same and stop together.
-    if not math.isfinite(metrics["gradient_norm"]):
-        raise DivergedError(
-            f"stage {stage} diverged at step {step + 1} of {optimization.steps}: the loss is "
-            f"{metrics['loss']:g} and the gradient is not finite. The learning rate was "
-            f"{metrics['learning_rate']:.3g}, at its peak {optimization.learning_rate:.3g}; lower "
-            f"learningRate of this stage to about {optimization.learning_rate / 3:.2g} and run again. The last "
-            "checkpoint was written before this step."
+    if math.isfinite(metrics["gradient_norm"]):
+        return
+    raise DivergedError(
+        f"stage {stage} diverged at step {step + 1} of {optimization.steps}: the loss is {metrics['loss']:g} and the "
+        f"gradient is not finite. {_remedy(metrics, step=step, optimization=optimization)}"
+    )
+
+
+def _remedy(metrics: Mapping[str, float], *, step: int, optimization: Optimization) -> str:
+    if step == 0:
+        # Nothing has been learned yet, so nothing was learned too fast.
+        return (
+            "No step came before it, so the learning rate is not at fault: look for labels of enormous size in "
+            "spec.data.train.labelColumn, scale them, and check that the weights of spec.teacher.model are finite."
         )
+    return (
+        f"The learning rate was {metrics['learning_rate']:.3g}, at its peak {optimization.learning_rate:.3g}; lower "
+        f"learningRate of this stage to about {optimization.learning_rate / 3:.2g} and run again, or scale the "
+        "labels if they are large numbers. The last checkpoint was written before this step."
+    )

@@ -27,18 +27,20 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from ireko_trainer.errors import UserError
+from ireko_trainer.errors import StorageFullError, UserError
 
 T = TypeVar("T")
 
 PATIENCE_VARIABLE = "IREKO_TRACKING_PATIENCE_SECONDS"
 """Environment variable that overrides `PATIENCE_SECONDS`."""
-PATIENCE_SECONDS = 120.0
-"""How long a call that must succeed is repeated: a restart of an MLflow pod takes less."""
+PATIENCE_SECONDS = 300.0
+"""How long a call that must succeed is repeated: an MLflow pod that moves to another node takes less."""
 
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 10.0
 _RETRIED_STATUS = (408, 429)
+_FULL_DATABASE = "database or disk is full"
+"""What SQLite says; MLflow hands it on as an error of the server, which would pass for an outage."""
 _OBJECT_STORE_CLIENTS = ("botocore", "boto3", "google", "azure")
 
 log = logging.getLogger(__name__)
@@ -69,8 +71,8 @@ class Connection:
         """The result of `action`, repeated while the server is away.
 
         `patience_seconds` can only shorten the patience of the connection. Raises TrackingUnreachableError when
-        patience ends, UserError when the server refuses the credentials, and whatever else the server says as
-        it is.
+        patience ends, StorageFullError when its database has no room, UserError when the server refuses the
+        credentials, and whatever else the server says as it is.
         """
         patience = self._patience if patience_seconds is None else min(patience_seconds, self._patience)
         deadline = time.monotonic() + patience
@@ -80,6 +82,8 @@ class Connection:
                 return action()
             except Exception as error:
                 # What MLflow raises for an outage depends on the store and on the artifact backend.
+                if _FULL_DATABASE in str(error):
+                    raise StorageFullError(self._full(error)) from error
                 if not is_outage(error):
                     raise self._explained(error) from error
                 if time.monotonic() + delay > deadline:
@@ -93,6 +97,12 @@ class Connection:
             f"MLflow at {redacted(self.uri)} did not answer for {patience:.0f} s ({_first_line(error)}). "
             "Start it or correct spec.registry.trackingUri; nothing is lost, and the same command goes on "
             "where this attempt stood"
+        )
+
+    def _full(self, error: Exception) -> str:
+        return (
+            f"MLflow at {redacted(self.uri)} has no room left for its database ({_first_line(error)}); free some "
+            "where it lies (nothing is lost) and run the same command again"
         )
 
     def _explained(self, error: Exception) -> Exception:
