@@ -9,6 +9,7 @@ import typer
 
 from ireko_operator.errors import OperatorError, UsageError
 from ireko_operator.launch.platform import PolicyException, SubmissionMode
+from ireko_operator.process.footprint import leave_out_what_is_not_needed
 from ireko_operator.process.logs import LogFormat
 from ireko_operator.process.settings import (
     OperatorSettings,
@@ -131,6 +132,7 @@ def operator(
             log_level=_level(log_level),
             kubeconfig=kubeconfig,
         )
+        leave_out_what_is_not_needed()
         from ireko_operator.process.operator import run_operator
 
         exit_status = run_operator(settings)

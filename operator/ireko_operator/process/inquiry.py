@@ -1,17 +1,15 @@
-"""Questions to the API server that the watches do not answer: is it there, what does it know, what may I do?
-
-Objects are asked for as metadata only: their versions are wanted, and a thousand RayJobs are tens of megabytes.
-"""
+"""Questions to the API server that the watches do not answer: is it there, what does it know, what may I do?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kubernetes.client import ApiClient
 
-from ireko_operator.kube.client import KubeClient, NotFoundError
+from ireko_operator.kube.client import KubeClient, NotFoundError, connect
 from ireko_operator.kube.keys import Key, Resource
 from ireko_operator.process.sight import Mark, mark_of
 
@@ -39,10 +37,10 @@ class Right:
 class Inquiry(KubeClient):
     """Asks; never writes an object."""
 
-    def __init__(self, *, api: ApiClient, seconds: float = 10.0) -> None:
-        """`api` must not be shared: what it accepts for an answer is changed."""
-        super().__init__(api=api, seconds=seconds)
-        api.set_default_header("Accept", _METADATA_ONLY)
+    def __init__(self, *, kubeconfig: Path | None, seconds: float = 10.0) -> None:
+        """Connects as `connect` does."""
+        super().__init__(api=connect(kubeconfig=kubeconfig, connections=1), seconds=seconds)
+        self._lister = _Lister(api=connect(kubeconfig=kubeconfig, connections=1), seconds=seconds)
 
     def version(self) -> str:
         """The version of the API server."""
@@ -62,7 +60,7 @@ class Inquiry(KubeClient):
         """The state of every object of a kind, in these namespaces or, if none are named, in all."""
         root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
         paths = [resource.path(namespace) for namespace in namespaces] or [f"{root}/{resource.plural}"]
-        return {key: mark for path in paths for key, mark in self._pages(path, selector)}
+        return {key: mark for path in paths for key, mark in self._lister.pages(path, selector)}
 
     def may(self, right: Right) -> bool:
         """Whether this process has the right."""
@@ -85,12 +83,22 @@ class Inquiry(KubeClient):
         )
         return bool((answer.get("status") or {}).get("allowed"))
 
-    def _pages(self, path: str, selector: str) -> list[tuple[Key, Mark]]:
+
+class _Lister(KubeClient):
+    """Lists, with nothing of the objects but their metadata: a thousand RayJobs are tens of megabytes."""
+
+    def __init__(self, *, api: ApiClient, seconds: float) -> None:
+        """`api` must be this object's own: it no longer accepts anything but lists."""
+        super().__init__(api=api, seconds=seconds)
+        api.set_default_header("Accept", _METADATA_ONLY)
+
+    def pages(self, path: str, selector: str) -> list[tuple[Key, Mark]]:
+        """The state of every object of a collection."""
         query: dict[str, str] = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}
         found: list[tuple[Key, Mark]] = []
         while True:
             page: Mapping[str, Any] = self._call("GET", path, query=query)
-            found += [mark_of(item) for item in page["items"]]
+            found += [mark_of(item) for item in page["items"] or ()]
             following = page["metadata"].get("continue")
             if not following:
                 return found

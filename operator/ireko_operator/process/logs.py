@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -57,6 +58,7 @@ def configure(*, form: LogFormat, level: str, stream: TextIO | None = None) -> N
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    threading.excepthook = _log_thread_end
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(max(least, root.level))
 
@@ -98,6 +100,12 @@ def without_secrets(text: str) -> str:
     for pattern, blot in _SECRETS:
         text = pattern.sub(blot, text)
     return text
+
+
+def _log_thread_end(arguments: threading.ExceptHookArgs) -> None:
+    name = arguments.thread.name if arguments.thread is not None else "unknown"
+    error = (arguments.exc_type, arguments.exc_value or arguments.exc_type(), arguments.exc_traceback)
+    logging.getLogger(__name__).critical("The thread `%s` ended by an error.", name, exc_info=error)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -40,6 +47,7 @@ class Metrics:
     """The counters; told by the reconcile (`Telemetry`) and by the workers (`PassTelemetry`)."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # the start of the process is a metric already
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._passes = self._counter("reconcile", "Passes over a run", "result")

@@ -63,7 +63,7 @@ def run_operator(settings: OperatorSettings) -> int:
     from ireko_operator.reconcile.cluster import cluster_reconciler
 
     logs.configure(form=settings.log_format, level=settings.log_level)
-    inquiry = Inquiry(api=connect(kubeconfig=settings.kubeconfig, connections=1))
+    inquiry = Inquiry(kubeconfig=settings.kubeconfig)
     check_start(inquiry, settings)
     status = Operator(settings, inquiry=inquiry, make_reconciler=cluster_reconciler).run()
     if status == EXIT_LEASE_LOST:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol, get_args
 
+from ireko_operator.errors import OperatorError
 from ireko_operator.kube.client import FencedError
 from ireko_operator.kube.keys import Key, Reconciler
 from ireko_operator.process.queue import WorkQueue
@@ -88,9 +89,16 @@ class Workers:
         except FencedError:
             self._queue.failed(key)
             self._telemetry.passed("fenced", time.monotonic() - started)
-        except Exception:  # one run's trouble, even a defect of ours, must not end the work on all others
+        except (
+            Exception
+        ) as error:  # one run's trouble, even a defect of ours, must not end the work on all others
             pause = self._queue.failed(key)
-            logger.exception("The run could not be brought forward; trying again in %.0f s.", pause)
+            logger.error(
+                "The run could not be brought forward; trying again in %.0f s. %s",
+                pause,
+                error if isinstance(error, OperatorError) else "",
+                exc_info=not isinstance(error, OperatorError),
+            )
             self._telemetry.passed("error", time.monotonic() - started)
             self._telemetry.retried()
         else:
