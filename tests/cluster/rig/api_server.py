@@ -127,8 +127,10 @@ class Cluster:
     def install_definitions(self, *paths: Path) -> None:
         """Apply CustomResourceDefinitions and wait until the API server serves them."""
         files = [argument for path in paths for argument in ("-f", path)]
-        self.apply(*files)
-        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *files)
+        applied = self.kubectl(
+            "apply", "--server-side", "--force-conflicts", "-o", "name", *files
+        ).stdout.split()
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *applied)
 
     @contextmanager
     def namespace(self, labels: Mapping[str, str] | None = None) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,12 @@ from rig.processes import Process, free_port, wait_until
 
 NAMESPACE = "kuberay-system"
 
-_DEFINITIONS = ("rayclusters", "rayjobs", "raycronjobs", "rayservices")
+RAYJOBS = ("rayclusters", "rayjobs")
+"""The kinds that Ireko has to do with. Each costs the API server two seconds of a core to load."""
+
+_ALL_KINDS = (*RAYJOBS, "raycronjobs", "rayservices")
+"""The kinds without which KubeRay's operator does not start."""
+
 _RIGHTS = (
     "role",
     "role_binding",
@@ -26,10 +31,10 @@ _RIGHTS = (
 )
 
 
-def install_kuberay_definitions(cluster: Cluster) -> None:
-    """Give `cluster` the kinds of KubeRay: RayCluster, RayJob and the others that its operator insists on."""
+def install_kuberay_definitions(cluster: Cluster, names: Sequence[str] = RAYJOBS) -> None:
+    """Give `cluster` the kinds of KubeRay: RayCluster and RayJob, or all that `names` says."""
     folder = find_or_build(KUBERAY).config / "crd" / "bases"
-    cluster.install_definitions(*(folder / f"ray.io_{name}.yaml" for name in _DEFINITIONS))
+    cluster.install_definitions(*(folder / f"ray.io_{name}.yaml" for name in names))
 
 
 @contextmanager
@@ -38,6 +43,7 @@ def running_kuberay(cluster: Cluster, log: Path, *, namespace: str | None = None
 
     It reaches Ray's dashboards through the API server, so it need not be part of the pods' network.
     """
+    install_kuberay_definitions(cluster, _ALL_KINDS)
     watched = [f"--watch-namespace={namespace}"] if namespace else []
     operator = Process(
         name="ray-operator",
@@ -66,7 +72,7 @@ def running_kuberay(cluster: Cluster, log: Path, *, namespace: str | None = None
 
 def install_kuberay(cluster: Cluster) -> None:
     """Install KubeRay as its own manifests do, as a pod with the rights that they give; returns when it is up."""
-    install_kuberay_definitions(cluster)
+    install_kuberay_definitions(cluster, _ALL_KINDS)
     programs = find_or_build(KUBERAY)
     documents = [
         *_documents(*(programs.config / "rbac" / f"{name}.yaml" for name in _RIGHTS)),

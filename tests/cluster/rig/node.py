@@ -106,10 +106,10 @@ class Node:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command inside the node, as somebody who logged in there would; raises RigError when it fails."""
-        spaces = [f"--{kind}=/proc/{self.init.pid}/ns/{kind}" for kind in ("net", "mount", "uts")]
-        pids = f"--pid=/proc/{self.init.pid}/ns/pid_for_children"
+        kinds = {"net": "net", "mount": "mnt", "uts": "uts", "ipc": "ipc", "pid": "pid_for_children"}
+        spaces = [f"--{kind}=/proc/{self.init.pid}/ns/{file}" for kind, file in kinds.items()]
         done = subprocess.run(
-            ["nsenter", *spaces, pids, "--", *command], capture_output=True, text=True, check=False
+            ["nsenter", *spaces, "--", *command], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
             raise RigError(f"on {self.name}: {' '.join(command)}: {done.stderr.strip()}")
