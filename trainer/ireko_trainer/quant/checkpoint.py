@@ -38,6 +38,7 @@ from ireko_trainer.quant.grid import QuantizedTensor, dequantize, quantize
 from ireko_trainer.quant.layout import OUTSIDE_BITS, Layout, Matrix, describe, weight_matrix
 from ireko_trainer.quant.storage import METADATA, matrix_group
 
+WEIGHTS_NAME = "model.safetensors"
 _LARGEST_FLOAT16 = torch.finfo(torch.float16).max
 
 
@@ -136,18 +137,30 @@ def save_quantized(
     `stored_size` says.
     """
     weights = weights or QuantizedWeights(model=model, group_size=group_size)
-    _check_storable(type(model).__name__, weights.layout, bits)
+    check_storable(type(model).__name__, weights.layout, bits)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(_file_tensors(model, bits, weights), directory / "model.safetensors", metadata=METADATA)
+    save_file(_file_tensors(model, bits, weights), directory / WEIGHTS_NAME, metadata=METADATA)
+    save_config(model=model, layout=weights.layout, bits=bits, group_size=group_size, directory=directory)
+    return directory
+
+
+def save_config(
+    *,
+    model: PreTrainedModel,
+    layout: Layout,
+    bits: Mapping[str, int],
+    group_size: int,
+    directory: Path,
+) -> None:
+    """Write the `config.json` that tells loaders how `model.safetensors` is packed."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32
     if bits:
         config.quantization_config = quantization_config(
-            weights.layout, bits=bits, group_size=group_size, prefix=model.base_model_prefix
+            layout, bits=bits, group_size=group_size, prefix=model.base_model_prefix
         )
     config.save_pretrained(directory)
-    return directory
 
 
 def quantization_config(
@@ -198,7 +211,20 @@ def pack(quantized: QuantizedTensor) -> Tensor:
     return packed
 
 
-def _check_storable(model: str, layout: Layout, bits: Mapping[str, int]) -> None:
+def stored_form(module: str, quantized: QuantizedTensor, *, table: bool) -> dict[str, Tensor]:
+    """Return the entries of the file for one quantized matrix."""
+    scales = {f"{module}.weight_scale": quantized.scales}
+    if table:
+        return {f"{module}.weight": quantized.codes, **scales}
+    return {
+        f"{module}.weight_packed": pack(quantized),
+        f"{module}.weight_shape": torch.tensor(quantized.codes.shape),
+        **scales,
+    }
+
+
+def check_storable(model: str, layout: Layout, bits: Mapping[str, int]) -> None:
+    """Raise `UserError` where `bits` name a matrix that the file format cannot hold."""
     refused = [m.module for m in layout.matrices if m.transposed and m.module in bits]
     if refused:
         raise UserError(
@@ -222,7 +248,7 @@ def _shipped_values(
         value = dequantize(weights.at(module, width))
         yield state[f"{module}.weight"], value.T.contiguous() if module in transposed else value
     for name, tensor in _floats(state, bits):
-        yield tensor, _as_float16(name, tensor).to(torch.float32)
+        yield tensor, as_float16(name, tensor).to(torch.float32)
 
 
 def _file_tensors(
@@ -232,14 +258,8 @@ def _file_tensors(
     tables = {m.module for m in weights.layout.embeddings}
     tensors: dict[str, Tensor] = {}
     for module, width in bits.items():
-        quantized = weights.at(module, width)
-        tensors[f"{module}.weight_scale"] = quantized.scales
-        if module in tables:
-            tensors[f"{module}.weight"] = quantized.codes
-        else:
-            tensors[f"{module}.weight_packed"] = pack(quantized)
-            tensors[f"{module}.weight_shape"] = torch.tensor(quantized.codes.shape)
-    tensors |= {name: _as_float16(name, tensor) for name, tensor in _floats(state, bits)}
+        tensors |= stored_form(module, weights.at(module, width), table=module in tables)
+    tensors |= {name: as_float16(name, tensor) for name, tensor in _floats(state, bits)}
     for rest in weights.layout.remainder:
         if not rest.floating:
             tensors[rest.name] = state[rest.name].detach().contiguous()
@@ -257,7 +277,8 @@ def _floats(state: Mapping[str, Tensor], bits: Mapping[str, int]) -> Iterator[tu
             yield name, tensor
 
 
-def _as_float16(name: str, tensor: Tensor) -> Tensor:
+def as_float16(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor that is not quantized as it is stored; raises `UserError` on values beyond float16."""
     if tensor.dtype != torch.float32:
         raise ValueError(f"{name} is {tensor.dtype}; call model.float() before quantizing")
     if not bool((tensor.abs() <= _LARGEST_FLOAT16).all()):

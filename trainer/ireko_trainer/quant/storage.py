@@ -74,7 +74,7 @@ def stored_size(layout: Layout, *, bits: Mapping[str, int], group_size: int) -> 
             "embeddings" if weight and owner in tables else "blocks" if weight and owner in blocks else "rest"
         )
         part[key] += tensor.size
-    return StoredSize(header=8 + len(_header(tensors)), **part)
+    return StoredSize(header=len(file_header(tensors)), **part)
 
 
 def stored_tensors(layout: Layout, *, bits: Mapping[str, int], group_size: int) -> list[StoredTensor]:
@@ -134,7 +134,8 @@ def _quantized(matrix: Matrix, bits: int, group_size: int) -> list[StoredTensor]
     ]
 
 
-def _header(tensors: list[StoredTensor]) -> bytes:
+def file_header(tensors: list[StoredTensor]) -> bytes:
+    """Return the start of the file: the length of the JSON in 8 bytes, then the JSON, padded."""
     entries: dict[str, object] = {"__metadata__": METADATA}
     offset = 0
     for tensor in tensors:
@@ -145,4 +146,5 @@ def _header(tensors: list[StoredTensor]) -> bytes:
         }
         offset += tensor.size
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    return text + b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
