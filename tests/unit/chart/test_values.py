@@ -114,7 +114,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a port out of range": ({"service": {"port": 70000}}, "maximum"),
     "a memory that is none": ({"resources": {"limits": {"memory": "512 MB"}}}, "does not match"),
     "a pod template with a status": ({"podDefaults": {"status": {}}}, "status"),
-    "a log level in small letters": ({"log": {"level": "info"}}, "info"),
+    "a log level in capitals": ({"log": {"level": "INFO"}}, "INFO"),
 }
 
 

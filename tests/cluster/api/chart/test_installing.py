@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +11,7 @@ from api.chart.value_sets import VALUE_SETS
 from api.tables import MINIMAL as RUN
 from kubernetes.client import AppsV1Api
 from rig.api_server import Cluster
-from rig.helm import Helm, find
-from rig.processes import free_port, wait_until
+from rig.helm import Helm
 
 DEMO = VALUE_SETS["demo MLflow"]
 
@@ -45,7 +37,7 @@ def test_the_api_server_takes_every_object_as_it_stands(
     """By strict server-side dry run: an unknown or misplaced field is an error."""
     objects = helm.template(values, namespace=place)
     said = empty_cluster.kubectl(
-        "apply", "--server-side", "--dry-run=server", "--validate=strict", "-n", place, "-f", "-",
+        "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-",
         manifest={"apiVersion": "v1", "kind": "List", "items": objects},
     )  # fmt: skip
 
@@ -121,50 +113,3 @@ def test_two_releases_of_one_name_live_side_by_side(
         helm_there.install({**values, "rbac": {"aggregateToDefaultRoles": True}}, namespace=name)
     for name in ("team-a", "team-b"):
         helm_there.uninstall(namespace=name)
-
-
-def test_the_demo_server_starts_with_its_arguments_and_answers_to_its_names_only(
-    helm: Helm, tmp_path: Path
-) -> None:
-    port = free_port()
-    values = {"demoMlflow": {"enabled": True, "port": port}}
-    container = find(helm.template(values), "Deployment", "ireko-mlflow")["spec"]["template"]["spec"][
-        "containers"
-    ][0]
-    arguments = [
-        each.replace("/var/lib/mlflow", str(tmp_path)).replace("0.0.0.0", "127.0.0.1")
-        for each in container["args"]
-    ]
-    program = str(Path(sys.executable).parent / container["command"][0])
-    with _started([program, *arguments], tmp_path / "log") as server:
-        wait_until(lambda: _status(port, "localhost", "/health") == 200, what="MLflow", timeout=120)
-        assert _status(port, "ireko-mlflow.ireko-system.svc", "/version") == 200
-        search = "/api/2.0/mlflow/experiments/search?max_results=1"
-        assert _status(port, "ireko-mlflow.ireko-system.svc", search) == 200
-        assert _status(port, "evil.example", search) == 403
-        assert server.poll() is None
-
-
-@contextmanager
-def _started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            hammer = threading.Timer(20, process.kill)
-            hammer.start()
-            process.wait()
-            hammer.cancel()
-
-
-def _status(port: int, host: str, path: str) -> int:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": f"{host}:{port}"})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            status: int = answer.status
-            return status
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0

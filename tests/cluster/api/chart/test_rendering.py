@@ -232,6 +232,26 @@ def test_the_demo_server_is_the_operators_server(helm: Helm) -> None:
     assert not metrics["spec"]["selector"].items() <= server["metadata"]["labels"].items()
 
 
+def test_mlflow_takes_the_demo_servers_arguments_and_answers_to_its_names_only(helm: Helm) -> None:
+    from mlflow.cli import server
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    deployment = find(helm.template(VALUE_SETS["demo MLflow"]), "Deployment", "ireko-mlflow")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert [*container["command"], container["args"][0]] == ["mlflow", "server"]
+
+    given = server.make_context("server", container["args"][1:]).params
+
+    hosts = given["allowed_hosts"].split(",")
+    for host in ("ireko-mlflow", "ireko-mlflow.ireko-system.svc.cluster.local", "localhost"):
+        assert is_allowed_host_header(hosts, f"{host}:{given['port']}")
+    assert is_allowed_host_header(hosts, "mlflow.example:443")
+    assert not is_allowed_host_header(hosts, "evil.example:5000")
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert given["backend_store_uri"].removeprefix("sqlite:///").rpartition("/")[0] in mounts
+    assert given["artifacts_destination"].rpartition("/")[0] in mounts
+
+
 @pytest.mark.parametrize("kuberay", [True, False], ids=["with KubeRay", "without KubeRay"])
 def test_the_stack_has_a_switch_for_kuberay(helm: Helm, tmp_path: Path, kuberay: bool) -> None:
     """KubeRay's own chart needs a network; here a chart of the same name and version stands in for it."""
