@@ -6,12 +6,7 @@ from ireko_api.reasons import Reason
 from ireko_api.spec import CompressionRun
 from ireko_operator.launch import Trouble
 from ireko_operator.launch.platform import Platform
-from ireko_operator.launch.pods import refused_fields
-
-
-def tracking_uri_of(run: CompressionRun, *, platform: Platform) -> str | None:
-    """The MLflow server of a run: its own where it names one, else the operator's."""
-    return run.spec.registry.tracking_uri or platform.tracking_uri
+from ireko_operator.launch.policy import refused_fields
 
 
 def find_trouble(run: CompressionRun, *, platform: Platform) -> Trouble | None:
@@ -59,7 +54,7 @@ def _image(run: CompressionRun, platform: Platform) -> Trouble | None:
 
 
 def _template(run: CompressionRun, platform: Platform) -> Trouble | None:
-    refused = refused_fields(run.spec.compute, allowed=platform.exceptions)
+    refused = refused_fields(run.spec.compute, platform=platform)
     if not refused:
         return None
     listed = "; ".join(f"spec.compute.{field.path} {field.why}" for field in refused)
