@@ -67,7 +67,8 @@ class RunRequest(Record):
     base_dir: str
     """Relative paths of the spec are relative to this directory (that of the manifest)."""
     storage: str
-    """Where stages keep checkpoints and outputs; the same for every attempt of a run."""
+    """Where stages keep checkpoints and outputs, the same for every attempt of a run: a directory that all its machines
+    see under this path, or the URI of a place in an object store (`s3://bucket/prefix`, any scheme of fsspec)."""
     tracking_uri: str
     artifact_location: str | None = None
     """Where MLflow keeps artifacts if the experiment has to be created; None: the server decides."""

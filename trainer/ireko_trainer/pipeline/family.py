@@ -36,6 +36,7 @@ from ireko_trainer.pipeline.training import (
     supernet_stage,
     teacher_stage,
 )
+from ireko_trainer.tracking.lineage import lineage_tags
 from ireko_trainer.tracking.runs import FamilyRun
 
 TRAINED_FILE = "trained.json"
@@ -117,9 +118,18 @@ def read_failure(storage: Storage) -> Failure | None:
 
 
 def _train(request: RunRequest, storage: Storage, world: World, family: FamilyRun | None) -> Trained:
+    inputs = load_inputs(request, cache=storage.cache)
+    if family is not None:
+        family.set_tags(
+            lineage_tags(
+                seed=request.spec.seed,
+                teacher_sha256=inputs.teacher.sha256,
+                data_sha256=inputs.data_digests,
+            )
+        )
     training = Training(
         request=request,
-        inputs=load_inputs(request, cache=storage.cache),
+        inputs=inputs,
         runner=StageRunner(
             store=StageStore(storage=storage),
             world=world,

@@ -143,13 +143,14 @@ class ObjectStore(Storage):
         self._download(stage, snapshot.files, directory, marker=_AT_WORK)
 
     @override
-    def keep(self, stage: str, directory: Path, *, files: Sequence[str]) -> None:
+    def keep(self, stage: str, directory: Path, *, files: Sequence[str], surely: bool) -> None:
         present = [directory / name for name in files if (directory / name).is_file()]
+        patience = self._patience if surely else _CHECKPOINT_PATIENCE_SECONDS
         try:
-            self._save(
-                stage, directory, present, marker=_AT_WORK, record={}, patience=_CHECKPOINT_PATIENCE_SECONDS
-            )
+            self._save(stage, directory, present, marker=_AT_WORK, record={}, patience=patience)
         except _OutageError as error:
+            if surely:
+                raise
             log.warning("%s; training goes on, and the next checkpoint is kept instead", error)
 
     @override

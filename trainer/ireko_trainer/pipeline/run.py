@@ -25,7 +25,6 @@ from ireko_trainer.pipeline.inputs import load_inputs
 from ireko_trainer.pipeline.shipping import ship
 from ireko_trainer.pipeline.stop import StopFlag, raise_on_signals, raise_when_orphaned
 from ireko_trainer.pipeline.storage import Storage, open_storage
-from ireko_trainer.tracking.lineage import lineage_tags
 from ireko_trainer.tracking.runs import FamilyRun
 
 PARENT_PID_VARIABLE = "IREKO_PARENT_PID"
@@ -98,14 +97,19 @@ def _compress(
     request: RunRequest, *, request_file: Path, storage: Storage, family: FamilyRun, stop: StopFlag
 ) -> None:
     torch.set_num_threads(_own_threads(request.spec))
-    inputs = load_inputs(request, cache=storage.cache)
-    family.set_tags(
-        lineage_tags(
-            seed=request.spec.seed, teacher_sha256=inputs.teacher.sha256, data_sha256=inputs.data_digests
-        )
-    )
+    inputs = None
+    if not in_cluster():
+        # A mistake in the manifest is told before workers are started. On a cluster they are waiting already.
+        inputs = load_inputs(request, cache=storage.cache)
     _train(request, request_file=request_file, storage=storage)
-    ship(request, inputs=inputs, trained=Trained.read(storage), family=family, stop=stop, storage=storage)
+    ship(
+        request,
+        inputs=inputs or load_inputs(request, cache=storage.cache),
+        trained=Trained.read(storage),
+        family=family,
+        stop=stop,
+        storage=storage,
+    )
 
 
 def _train(request: RunRequest, *, request_file: Path, storage: Storage) -> None:

@@ -169,7 +169,7 @@ class StageRunner:
         ) as tracked:
             record = body(self._at_work(stage, world, part, journal=tracked.journal))
             # MLflow is told what would be told again, with other times, if it were lost.
-            stage.keep()
+            stage.keep(surely=True)
         tracked.journal.close()
         self._store.finish(stage, record=record)
 

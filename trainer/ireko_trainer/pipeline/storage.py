@@ -45,10 +45,10 @@ class Storage(Protocol):
     def restore(self, stage: str, directory: Path) -> None:
         """Fill the directory of a stage at work with what was kept of it, and with nothing else."""
 
-    def keep(self, stage: str, directory: Path, *, files: Sequence[str]) -> None:
+    def keep(self, stage: str, directory: Path, *, files: Sequence[str], surely: bool) -> None:
         """Let these files of a stage at work outlive this machine.
 
-        An outage is no error: the next time will do.
+        An outage is no error unless it has to be done `surely`: the next time will do.
         """
 
     def kept_bytes(self, stage: str, file: str) -> int | None:
@@ -105,7 +105,7 @@ class SharedDirectory(Storage):
         pass
 
     @override
-    def keep(self, stage: str, directory: Path, *, files: Sequence[str]) -> None:
+    def keep(self, stage: str, directory: Path, *, files: Sequence[str], surely: bool) -> None:
         pass
 
     @override

@@ -70,9 +70,9 @@ class WorkingStage:
         """The name that no other stage of the run has."""
         return f"{self.name}-{self.key}"
 
-    def keep(self) -> None:
-        """Let the training state and the metrics so far survive this machine."""
-        self._storage.keep(self.identity, self.directory, files=(STATE_FILE, JOURNAL_FILE))
+    def keep(self, *, surely: bool = False) -> None:
+        """Let the training state and the metrics so far survive this machine, as `Storage.keep` has it."""
+        self._storage.keep(self.identity, self.directory, files=(STATE_FILE, JOURNAL_FILE), surely=surely)
 
     def kept_metrics(self) -> int | None:
         """How many bytes of the journal survive this machine; None: whatever is on disk."""
