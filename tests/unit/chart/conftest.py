@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,4 +30,14 @@ def values() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def schema() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def rules() -> list[dict[str, Any]]:
+    """The rules of the operator's role: plain YAML inside the template that both kinds of role take them from."""
+    helpers = (CHART / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
+    found = re.search(r'{{- define "ireko.rules" -}}\n(.*?){{- end }}', helpers, re.DOTALL)
+    assert found is not None
+    loaded: list[dict[str, Any]] = yaml.safe_load(found[1])
     return loaded

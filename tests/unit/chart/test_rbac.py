@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
-import pytest
-import yaml
-
 from ireko_operator.kube.keys import CONFIG_MAPS, EVENTS, JOBS, RUNS, Kind
+from ireko_operator.process.checks import needed_rights
+from ireko_operator.process.settings import OperatorSettings
 from ireko_operator.telemetry import API_WRITES
 
 HTTP_VERBS = {"create": "create", "apply": "patch", "patch": "patch", "delete": "delete"}
@@ -18,15 +15,6 @@ READ = {("", "configmaps"): {"get"}}
 """What is read without being watched."""
 OWNER_REFERENCES = {("ireko.dev", "compressionruns/finalizers"): {"update"}}
 """Asked for by an admission plugin, not by a request of its own."""
-
-
-@pytest.fixture(scope="module")
-def rules(chart: Path) -> list[dict[str, Any]]:
-    helpers = (chart / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
-    found = re.search(r'{{- define "ireko.rules" -}}\n(.*?){{- end }}', helpers, re.DOTALL)
-    assert found is not None
-    loaded: list[dict[str, Any]] = yaml.safe_load(found[1])
-    return loaded
 
 
 def _verbs(rules: list[dict[str, Any]]) -> dict[tuple[str, str], set[str]]:
@@ -55,3 +43,14 @@ def test_no_rule_is_about_secrets_or_everything(rules: list[dict[str, Any]]) -> 
     for rule in rules:
         assert "secrets" not in rule["resources"]
         assert "*" not in rule["resources"] + rule["verbs"] + rule["apiGroups"]
+
+
+def test_the_operator_asks_for_no_right_at_its_start_that_the_chart_does_not_give(
+    rules: list[dict[str, Any]],
+) -> None:
+    given = _verbs(rules)
+    settings = OperatorSettings(trainer_image="trainer", identity="me", leader_elect=False)
+
+    for right in needed_rights(settings):
+        resource = "/".join(filter(None, (right.resource, right.subresource)))
+        assert right.verb in given[right.group, resource]
