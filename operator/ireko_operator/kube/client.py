@@ -273,6 +273,8 @@ def _refusal(code: int, content: bytes, request: str) -> KubeError:
     kind = _BY_CODE.get(code, UnavailableError if code >= 500 else KubeError)
     if code == 409 and reason == "AlreadyExists":
         kind = AlreadyExistsError
+    if any(cause.get("field") == "metadata.uid" for cause in details.get("causes") or ()):
+        kind = ConflictError  # the name belongs to another object by now; said as if a uid were to be changed
     return kind(
         message or f"{request} was answered with HTTP status {code}.",
         code=code,

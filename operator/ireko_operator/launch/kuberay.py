@@ -8,7 +8,8 @@ while its trainer is still saving.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ireko_api.reasons import Reason
@@ -39,8 +40,15 @@ _CLOCK_SKEW = timedelta(seconds=60)
 """Between the clock of the head's node, which dates the start of training, and that of the API server."""
 _DEPLOYED = ("Running", "Complete", "Failed")
 
-Heads = MutableMapping[int, str]
-"""uid of the head pod that the trainer of an attempt was seen running in."""
+
+@dataclass(kw_only=True)
+class Traces:
+    """What was seen of the attempts of one run before and cannot be seen now."""
+
+    heads: dict[int, str] = field(default_factory=dict)
+    """uid of the head pod that the trainer of an attempt was seen running in."""
+    without_job: dict[int, datetime] = field(default_factory=dict)
+    """When pods of an attempt were first seen without its RayJob."""
 
 
 class NameTakenError(KubeError):
@@ -61,7 +69,7 @@ class RayJobLauncher:
         snapshot: Snapshot,
         run: CompressionRun | None,
         platform: Platform,
-        heads: Heads,
+        traces: Traces,
         now: datetime,
     ) -> None:
         self._client = client
@@ -69,7 +77,7 @@ class RayJobLauncher:
         self._snapshot = snapshot
         self._run = run
         self._platform = platform
-        self._heads = heads
+        self._traces = traces
         self._now = now
 
     def attempts(self) -> tuple[Attempt, ...]:
@@ -215,21 +223,22 @@ class RayJobLauncher:
             live_pods=sum(pod.attempt == number and self._lives(pod) for pod in self._snapshot.pods),
             out_of_memory=number in self._snapshot.out_of_memory,
         )
-        return Attempt(number=number, alive=True, stopping_since=self._now, cluster=view)
+        since = self._traces.without_job.setdefault(number, self._now)
+        return Attempt(number=number, alive=True, stopping_since=since, cluster=view)
 
     def _head_lost(self, job: JobObject, pods: Sequence[PodObject]) -> bool:
         """Whether the head pod that the trainer runs in is going, gone or another one by now."""
         if job.deployment_status not in _DEPLOYED or job.suspend or job.meta.deleting is not None:
-            self._heads.pop(job.attempt, None)
+            self._traces.heads.pop(job.attempt, None)
             return False
         if job.deployment_status != "Running" or job.training_since is None:
             return False
         heads = [pod for pod in pods if pod.node_type == "head" and pod.cluster == job.cluster]
         well = [pod for pod in heads if _is_well(pod, since=job.training_since)]
-        known = self._heads.get(job.attempt)
+        known = self._traces.heads.get(job.attempt)
         if known is None:
             if well:
-                self._heads[job.attempt] = well[0].meta.uid
+                self._traces.heads[job.attempt] = well[0].meta.uid
             return bool(heads) and not well
         return known not in {pod.meta.uid for pod in well}
 

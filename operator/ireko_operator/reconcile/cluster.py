@@ -241,7 +241,7 @@ class ClusterReconciler:
             snapshot=snapshot,
             run=run,
             platform=self._platform,
-            heads=memory.heads,
+            traces=memory.traces,
             now=now,
         )
 
@@ -497,7 +497,7 @@ def _unreadable(
 
 def _is_over(status: CompressionRunStatus) -> bool:
     """Whether the run has come to its end."""
-    return any(item.type == "Succeeded" and item.status != "Unknown" for item in status.conditions)
+    return status.phase in ("Succeeded", "Failed")
 
 
 def _age(run: RunObject, now: datetime) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ireko_api.spec import CompressionRun
 from ireko_api.status import CompressionRunStatus
+from ireko_operator.launch.kuberay import Traces
 from ireko_operator.reconcile.observe import Tracked
 from ireko_operator.reconcile.state import Outage, Refusal, Registration
 
@@ -50,8 +51,7 @@ class RunMemory:
     manifest: Manifest | None = None
     refusal: Refusal | None = None
     ending: Ending | None = None
-    heads: dict[int, str] = field(default_factory=dict)
-    """uid of the head pod that the trainer of an attempt was seen running in."""
+    traces: Traces = field(default_factory=Traces)
     looked_for: dict[int, float] = field(default_factory=dict)
     """When the API server was asked for an attempt that the cache does not have."""
     written: Written | None = None
