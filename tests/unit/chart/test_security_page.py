@@ -12,7 +12,9 @@ PAGE = Path(__file__).parents[3] / "docs" / "security.md"
 
 
 def test_the_page_lists_the_operators_rights(rules: list[dict[str, Any]]) -> None:
-    rows = re.findall(r"^\| `([\w./-]+)` \| ((?:`\w+` ?)+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([\w./-]+)` \| ((?:`\w+` ?)+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
     listed = {resource: verbs.replace("`", "").split() for resource, verbs in rows}
     given = {}
     for rule in rules:
