@@ -124,6 +124,10 @@ class Cluster:
         """`kubectl apply --server-side`, which takes definitions of any size."""
         self.kubectl("apply", "--server-side", "--force-conflicts", *arguments, manifest=manifest)
 
+    def apply_all(self, objects: Sequence[Mapping[str, Any]]) -> None:
+        """Apply several objects at once."""
+        self.apply("-f", "-", manifest={"apiVersion": "v1", "kind": "List", "items": list(objects)})
+
     def install_definitions(self, *paths: Path) -> None:
         """Apply CustomResourceDefinitions and wait until the API server serves them."""
         files = [argument for path in paths for argument in ("-f", path)]

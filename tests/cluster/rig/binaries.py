@@ -120,14 +120,14 @@ def find_or_build(module: Module) -> Programs:
 
     Raises RigError where there is no Go to build with or the build fails.
     """
-    given = _from_assets(module)
+    given = given_programs(module)
     if given is not None:
         return Programs(module=module, directory=given)
     directory = made_once(f"{module.name}-{module.key}", lambda empty: _build(module, into=empty))
     return Programs(module=module, directory=directory)
 
 
-def _from_assets(module: Module) -> Path | None:
+def given_programs(module: Module) -> Path | None:
     """The user's own folder of programs, if it has all that `module` stands for."""
     named = os.environ.get(ASSETS)
     if not named:

@@ -8,19 +8,22 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rig.api_server import Cluster
 from rig.binaries import KUBERAY, KUBERNETES, find_or_build
 from rig.control_plane import ControlPlane, Settings
 from rig.errors import RigError
-from rig.images import write_host_image, write_pause_image
+from rig.images import write_pause_image, write_program_images
 from rig.machine import require_node_tier
 from rig.network import Addresses, Switch
 from rig.node import HIDDEN, Node, Place
 from rig.processes import Process, wait_until
+from rig.storage import bound_claim, open_folder, volumes_on_offer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+
+ENVIRONMENT_IN_IMAGES = Path("/opt/ireko")
+"""Where the Dockerfile puts the virtual environment."""
 
 _NODE_GRACE_SECONDS = 16
 """After how long without news a node counts as lost; the default of 40 s would be waiting in every fault test."""
@@ -69,14 +72,14 @@ class NodeCluster(Cluster):
 
     def shared_storage(self, namespace: str, claim: str = "storage", *, size: str = "20Gi") -> Path:
         """Give `namespace` a bound claim for a folder that all nodes share; the folder, as this machine sees it."""
-        folder = self._storage / namespace / claim
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o777)
-        self.apply(
-            "-f",
-            "-",
-            manifest={"apiVersion": "v1", "kind": "List", "items": _claim(namespace, claim, folder, size)},
-        )
+        folder = open_folder(self._storage / namespace / claim)
+        self.apply_all(bound_claim(namespace=namespace, claim=claim, folder=folder, size=size))
+        return folder
+
+    def offer_volumes(self, *, count: int = 8, size: str = "20Gi") -> Path:
+        """Let claims of any namespace find storage, `count` of them; the folder that holds what they store."""
+        folder = self._storage / "offered"
+        self.apply_all(volumes_on_offer(folder=folder, count=count, size=size))
         return folder
 
     def stop(self) -> None:
@@ -96,7 +99,7 @@ def running_cluster(directory: Path, *, nodes: int = 1, slot: int = 0) -> Iterat
     """
     require_node_tier()
     mounted = programs_in_pods()
-    _refuse_hidden([directory, *mounted])
+    _refuse_hidden([directory, *mounted.values()])
     programs = find_or_build(KUBERNETES)
     addresses = Addresses(slot=slot)
     switch = Switch(addresses=addresses, log=directory / "log")
@@ -172,12 +175,13 @@ def _write_images(directory: Path, *, pause: Path) -> list[Path]:
     images.mkdir(exist_ok=True)
     return [
         write_pause_image(images / "pause.tar", program=pause),
-        write_host_image(images / "host.tar", search_path=[Path(sys.executable).parent]),
+        *write_program_images(images, dockerfile=REPOSITORY / "Dockerfile"),
     ]
 
 
-def programs_in_pods() -> list[Path]:
-    """The folders of this machine that every container finds: what Python, Ireko and KubeRay consist of."""
+def programs_in_pods() -> dict[Path, Path]:
+    """What every container finds of this machine, by the place where it finds it: all that Python, Ireko and KubeRay
+    consist of."""
     wanted = {
         Path("/usr"),
         REPOSITORY,
@@ -187,7 +191,7 @@ def programs_in_pods() -> list[Path]:
         find_or_build(KUBERAY).directory,
         *map(Path, site.getsitepackages()),
     }
-    return _without_nested(wanted)
+    return {**{path: path for path in _without_nested(wanted)}, ENVIRONMENT_IN_IMAGES: Path(sys.prefix)}
 
 
 def _without_nested(paths: Iterable[Path]) -> list[Path]:
@@ -206,35 +210,3 @@ def _refuse_hidden(paths: Sequence[Path]) -> None:
                 raise RigError(
                     f"{path} lies in {hidden}, which nodes have anew: move it elsewhere (or set TMPDIR)"
                 )
-
-
-def _claim(namespace: str, claim: str, folder: Path, size: str) -> list[dict[str, Any]]:
-    """A volume over `folder` and the claim that is bound to it."""
-    volume = f"{namespace}-{claim}"
-    modes = ["ReadWriteMany"]
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": volume},
-            "spec": {
-                "capacity": {"storage": size},
-                "accessModes": modes,
-                "persistentVolumeReclaimPolicy": "Retain",
-                "storageClassName": "",
-                "claimRef": {"namespace": namespace, "name": claim},
-                "hostPath": {"path": str(folder), "type": "Directory"},
-            },
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"namespace": namespace, "name": claim},
-            "spec": {
-                "accessModes": modes,
-                "storageClassName": "",
-                "volumeName": volume,
-                "resources": {"requests": {"storage": size}},
-            },
-        },
-    ]

@@ -16,6 +16,8 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rig.dockerfile import read_stages
+
 PAUSE = "ireko.test/pause:dev"
 HOST = "ireko.test/host:dev"
 OPERATOR = "ireko.test/operator:dev"
@@ -34,8 +36,23 @@ def write_pause_image(path: Path, *, program: Path) -> Path:
     return _write(path, names=[PAUSE], layer=layer.getvalue(), config={"Entrypoint": ["/pause"]})
 
 
-def write_host_image(path: Path, *, search_path: Sequence[Path]) -> Path:
-    """An archive of the image for everything else, under the name of each program that the cluster runs."""
+def write_program_images(directory: Path, *, dockerfile: Path) -> list[Path]:
+    """Archives of the images that run programs: all have the same files, those of ours start as `dockerfile` says."""
+    stages = read_stages(dockerfile)
+    starts = {
+        HOST: {"Cmd": ["/bin/sh"], "Env": stages["base"].as_image_config()["Env"], "WorkingDir": "/tmp"},
+        OPERATOR: stages["operator"].as_image_config(),
+        TRAINER: stages["trainer"].as_image_config(),
+    }
+    layer = _links()
+    return [
+        _write(directory / f"image-{number}.tar", names=[name], layer=layer, config=config)
+        for number, (name, config) in enumerate(starts.items())
+    ]
+
+
+def _links() -> bytes:
+    """The files of an image: links into /usr, a few users, and empty folders to mount into."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         for name in _EMPTY:
@@ -48,9 +65,7 @@ def write_host_image(path: Path, *, search_path: Sequence[Path]) -> Path:
         _add_file(tar, "etc/passwd", "".join(users).encode())
         _add_file(tar, "etc/group", "".join(groups).encode())
         _add_file(tar, "etc/nsswitch.conf", b"hosts: files dns\n")
-    places = [*map(str, search_path), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
-    config = {"Cmd": ["/bin/sh"], "Env": [f"PATH={':'.join(places)}"], "WorkingDir": "/"}
-    return _write(path, names=[HOST, OPERATOR, TRAINER], layer=layer.getvalue(), config=config)
+    return layer.getvalue()
 
 
 def _add_folder(tar: tarfile.TarFile, name: str, *, mode: int) -> None:

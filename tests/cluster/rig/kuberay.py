@@ -85,7 +85,7 @@ def install_kuberay(cluster: Cluster) -> None:
         if document["kind"] == "Deployment":
             _run_from_here(document["spec"]["template"]["spec"], program=programs.path("ray-operator"))
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    cluster.apply("-f", "-", manifest={"apiVersion": "v1", "kind": "List", "items": [namespace, *documents]})
+    cluster.apply_all([namespace, *documents])
     cluster.kubectl(
         "rollout", "status", "deployment/kuberay-operator", "-n", NAMESPACE, "--timeout=180s", timeout=200
     )

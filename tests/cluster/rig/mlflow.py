@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ def install_mlflow(cluster: NodeCluster) -> Path:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     cluster.apply("-f", "-", manifest=namespace)
     folder = cluster.shared_storage(NAMESPACE)
-    cluster.apply(
-        "-f", "-", manifest={"apiVersion": "v1", "kind": "List", "items": [_service(), _deployment()]}
-    )
+    cluster.apply_all([_service(), _deployment()])
     cluster.kubectl("rollout", "status", "deployment/mlflow", "-n", NAMESPACE, "--timeout=300s", timeout=320)
     return folder
 
@@ -54,7 +51,7 @@ def _deployment() -> dict[str, Any]:
 
 def _pod() -> dict[str, Any]:
     server = [
-        str(Path(sys.executable).parent / "mlflow"),
+        "mlflow",
         "server",
         "--host=0.0.0.0",
         f"--port={PORT}",
@@ -68,7 +65,6 @@ def _pod() -> dict[str, Any]:
         "image": HOST,
         "imagePullPolicy": "Never",
         "command": server,
-        "env": [{"name": "HOME", "value": "/tmp"}, {"name": "MLFLOW_DISABLE_TELEMETRY", "value": "true"}],
         "ports": [{"containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 1},
         "volumeMounts": [{"name": "storage", "mountPath": "/storage"}],
@@ -77,6 +73,8 @@ def _pod() -> dict[str, Any]:
     }
     return {
         "automountServiceAccountToken": False,
+        # Otherwise the address of the Service would arrive as MLFLOW_PORT, which MLflow reads as its own setting.
+        "enableServiceLinks": False,
         "securityContext": {
             "runAsUser": 10001,
             "runAsNonRoot": True,

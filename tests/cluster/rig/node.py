@@ -68,8 +68,8 @@ class Place:
     plane: ControlPlane
     switch: Switch
     images: Sequence[Path]
-    mounted: Sequence[Path]
-    """Folders of this machine that every container finds read-only at the same place."""
+    mounted: Mapping[Path, Path]
+    """Folders of this machine that every container finds read-only, by the place where it finds them."""
 
 
 class Node:
@@ -297,13 +297,13 @@ disabled_plugins = {unused}
 """
 
 
-def _container_defaults(mounted: Sequence[Path]) -> dict[str, Any]:
+def _container_defaults(mounted: Mapping[Path, Path]) -> dict[str, Any]:
     """What a container is where its pod says nothing: the runtime's own defaults, with this machine's programs."""
     said = subprocess.run(["ctr", "oci", "spec"], check=True, capture_output=True, text=True).stdout
     defaults: dict[str, Any] = json.loads(said)
     defaults["mounts"] += [
-        {"destination": str(path), "type": "bind", "source": str(path), "options": ["rbind", "ro", "nosuid"]}
-        for path in mounted
+        {"destination": str(place), "type": "bind", "source": str(path), "options": ["rbind", "ro", "nosuid"]}
+        for place, path in mounted.items()
     ]
     # Without limits of its own a container has its runtime's, as on nodes that systemd set up.
     defaults["process"].pop("rlimits", None)

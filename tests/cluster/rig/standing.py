@@ -20,8 +20,8 @@ from rig.binaries import say
 from rig.cluster import REPOSITORY, NodeCluster, running_cluster
 from rig.errors import RigError
 from rig.kuberay import install_kuberay
-from rig.mlflow import install_mlflow
 from rig.processes import wait_until
+from rig.product import install_ireko
 
 SLOT = 1
 """Tests have slot 0, so that they run beside a person's cluster."""
@@ -50,6 +50,11 @@ class Place:
     def ready(self) -> Path:
         """Exists once everything is installed."""
         return self.directory / "ready"
+
+    @property
+    def notes(self) -> Path:
+        """What Helm said at the end of the installation."""
+        return self.directory / "notes"
 
     @property
     def log(self) -> Path:
@@ -92,10 +97,17 @@ def _leave(*_: object) -> None:
     sys.exit()
 
 
+def _install_ireko(cluster: NodeCluster) -> None:
+    notes = install_ireko(
+        cluster, helm_home=cluster.directory / "helm", values={"demoMlflow": {"enabled": True}}
+    )
+    Place(cluster.directory).notes.write_text(notes, encoding="utf-8")
+
+
 INSTALLED: dict[str, Callable[[NodeCluster], object]] = {
+    "storage that the nodes share": NodeCluster.offer_volumes,
     "KubeRay": install_kuberay,
-    "MLflow": install_mlflow,
-    "storage that the nodes share": lambda cluster: cluster.shared_storage("default"),
+    "Ireko and a demo MLflow, by its chart": _install_ireko,
 }
 """What a person finds in the cluster, in the order of its installation."""
 
