@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,33 @@ def test_an_alert_names_its_entry_in_the_page(alert: dict[str, Any]) -> None:
     assert page == "docs/monitoring.md"
     assert alert["alert"] in headings
     assert anchor == alert["alert"].lower()
+
+
+def test_every_alert_fires_when_it_should_and_rests_when_it_should_not(tmp_path: Path) -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("alerts not played: install promtool, which Debian has in its package prometheus")
+    silent = [{key: value for key, value in alert.items() if key != "annotations"} for alert in _alerts()]
+    rules = {"groups": [{"name": "ireko", "rules": silent}]}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+    shutil.copy(Path(__file__).parent / "alerts.promtool.yaml", tmp_path)
+
+    played = subprocess.run(
+        [program, "test", "rules", tmp_path / "alerts.promtool.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert played.returncode == 0, played.stdout + played.stderr
+
+
+def test_every_alert_is_played_both_ways() -> None:
+    played = yaml.safe_load((Path(__file__).parent / "alerts.promtool.yaml").read_text(encoding="utf-8"))
+    checks = [check for test in played["tests"] for check in test["alert_rule_test"]]
+
+    assert {check["alertname"] for check in checks if check.get("exp_alerts")} == set(ALERTS)
+    assert {check["alertname"] for check in checks if not check.get("exp_alerts")} == set(ALERTS)
 
 
 def test_no_entry_is_about_an_alert_that_is_gone() -> None:
