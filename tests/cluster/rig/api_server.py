@@ -134,7 +134,17 @@ class Cluster:
         applied = self.kubectl(
             "apply", "--server-side", "--force-conflicts", "-o", "name", *files
         ).stdout.split()
-        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *applied)
+        # `kubectl wait` gives up on an object that has no conditions yet.
+        wait_until(
+            lambda: (
+                self.kubectl(
+                    "wait", "--for=condition=Established", "--timeout=5s", *applied, check=False
+                ).returncode
+                == 0
+            ),
+            what="the definitions to be served",
+            timeout=60,
+        )
 
     @contextmanager
     def namespace(self, labels: Mapping[str, str] | None = None) -> Iterator[str]:
