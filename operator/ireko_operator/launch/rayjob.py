@@ -7,6 +7,7 @@ operator builds and the administrator's defaults, and was checked by `policy` be
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ def _head_resources(compute: Compute, memory: Memory) -> Template:
 
 def _resources(*, cpu: str, memory: int, gpu: int) -> Template:
     amounts = {"cpu": cpu, "memory": from_bytes(memory), **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
-    return {"requests": amounts, "limits": amounts}
+    return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,7 @@ class _Pods:
         for field in ("containers", "initContainers", "resourceClaims"):
             own.get("spec", {}).pop(field, None)
         template = self._finished({"spec": spec}, own)
-        template["spec"]["containers"][0]["resources"] = _SUBMITTER_RESOURCES
+        template["spec"]["containers"][0]["resources"] = copy.deepcopy(_SUBMITTER_RESOURCES)
         return template
 
     def _finished(self, template: Template, own: Template) -> Template:
