@@ -75,10 +75,18 @@ class Helm:
             raise RigError(f"helm took {values}")
         return done.stderr
 
-    def install(self, values: Values, *, namespace: str, release: str = "ireko", chart: Path = CHART) -> str:
+    def install(
+        self,
+        values: Values,
+        *,
+        namespace: str,
+        release: str = "ireko",
+        chart: Path = CHART,
+        options: Sequence[str] = (),
+    ) -> str:
         """Install or upgrade a release without waiting for its pods; the notes that it ends with."""
         command = ("upgrade", "--install", release, chart, "--namespace", namespace, "--output", "json")
-        answer: dict[str, Any] = json.loads(self(*command, values=values).stdout)
+        answer: dict[str, Any] = json.loads(self(*command, *options, values=values).stdout)
         notes: str = answer["info"]["notes"]
         return notes
 

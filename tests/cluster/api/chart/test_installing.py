@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +14,13 @@ from api.chart.value_sets import VALUE_SETS
 from api.tables import MINIMAL as RUN
 from kubernetes.client import AppsV1Api
 from rig.api_server import Cluster
+from rig.errors import RigError
 from rig.helm import Helm
 
+DOCS = Path(__file__).parents[4] / "docs"
 DEMO = VALUE_SETS["demo MLflow"]
+TAKE_OVER = ["--take-ownership"]
+"""Of the definition that another test's release left behind."""
 
 
 @pytest.fixture
@@ -69,7 +76,7 @@ def test_its_pods_are_restricted_ones(
 def test_a_release_is_installed_upgraded_and_removed(
     empty_cluster: Cluster, helm_there: Helm, place: str
 ) -> None:
-    notes = helm_there.install(DEMO, namespace=place)
+    notes = helm_there.install(DEMO, namespace=place, options=TAKE_OVER)
     assert f"http://ireko-mlflow.{place}.svc:5000" in notes
     assert "KubeRay is missing" in notes
     assert f"kubectl --namespace {place} rollout status deployment/ireko" in notes
@@ -102,6 +109,43 @@ def test_a_release_is_installed_upgraded_and_removed(
     assert everywhere.stdout == ""
 
     helm_there.install(DEMO, namespace=place)  # takes back what it kept
+    helm_there.uninstall(namespace=place)
+
+
+def _commands_that_look() -> list[str]:
+    lines = {
+        line.strip().partition(" | ")[0]
+        for page in ("install", "monitoring", "upgrade")
+        for line in (DOCS / f"{page}.md").read_text(encoding="utf-8").splitlines()
+        if re.match(r"    kubectl (--namespace ireko-system )?(get|auth|explain) ", line)
+    }
+    return sorted(line for line in lines if "--watch" not in line and "rayjobs" not in line)
+
+
+def test_the_commands_of_the_pages_are_understood(
+    empty_cluster: Cluster, helm_there: Helm, place: str
+) -> None:
+    helm_there.install(DEMO, namespace=place, options=TAKE_OVER)
+    empty_cluster.kubectl("apply", "-n", place, "-f", "-", manifest=RUN)
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "ireko"}}
+    empty_cluster.kubectl("create", "-n", place, "-f", "-", manifest=lease)
+    commands = _commands_that_look()
+    assert len(commands) > 5
+    for command in commands:
+        _, *arguments = shlex.split(command.replace("ireko-system", place))
+        empty_cluster.kubectl(*arguments)
+    helm_there.uninstall(namespace=place)
+
+
+def test_a_kept_definition_goes_to_a_release_elsewhere_only_when_it_is_told_to(
+    empty_cluster: Cluster, helm_there: Helm, place: str
+) -> None:
+    with empty_cluster.namespace() as elsewhere:
+        helm_there.install(DEMO, namespace=elsewhere, options=TAKE_OVER)
+        helm_there.uninstall(namespace=elsewhere)
+    with pytest.raises(RigError, match=r"compressionruns\.ireko\.dev.*cannot be imported"):
+        helm_there.install(DEMO, namespace=place)
+    helm_there.install(DEMO, namespace=place, options=TAKE_OVER)
     helm_there.uninstall(namespace=place)
 
 

@@ -90,7 +90,9 @@ def helm_here(empty_cluster: Cluster, helm: Helm, tmp_path_factory: pytest.TempP
 def everywhere(empty_cluster: Cluster, helm_here: Helm) -> Iterator[str]:
     """The account of an operator that watches all namespaces."""
     with empty_cluster.namespace() as place:
-        helm_here.install({"tracking": {"uri": "http://mlflow"}}, namespace=place)
+        helm_here.install(
+            {"tracking": {"uri": "http://mlflow"}}, namespace=place, options=["--take-ownership"]
+        )
         yield f"{place}:ireko"
         helm_here.uninstall(namespace=place)
 
