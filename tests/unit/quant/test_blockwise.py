@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ireko_trainer.quant import describe, fake_quantized
-from ireko_trainer.quant.blockwise import ModelInMemory, gptq_blocks
+from ireko_trainer.quant.blockwise import ModelInMemory, gptq_blocks, gptq_database
 from ireko_trainer.quant.calls import input_groups, record, resume
 from ireko_trainer.quant.gptq import GptqOptions, gptq_together
 from ireko_trainer.quant.grid import dequantize, quantize
@@ -206,6 +206,23 @@ def test_asymmetric_calibration_changes_later_blocks_only(decoder: Decoder) -> N
     same = {name: torch.equal(plain[name].codes, asymmetric[name].codes) for name in bits}
     assert same["model.layers.0.self_attn.q_proj"]
     assert not same["model.layers.1.mlp.down_proj"]
+
+
+def test_the_database_holds_every_width_and_its_first_matrices_are_those_of_a_run(decoder: Decoder) -> None:
+    model, batches = decoder("llama"), batches_of("llama")
+    widths = dict.fromkeys(block_bits(model, 3), (2, 3)) | {"model.layers.0.self_attn.q_proj": (2, 3, 8)}
+    found = {
+        (name, tensor.bits): tensor
+        for name, tensor in gptq_database(
+            source=ModelInMemory(model), batches=batches, widths=widths, group_size=32
+        )
+    }
+    assert found.keys() == {(name, bits) for name, choices in widths.items() for bits in choices}
+    run = dict(
+        gptq_blocks(source=ModelInMemory(model), batches=batches, bits=block_bits(model, 3), group_size=32)
+    )
+    first = "model.layers.0.self_attn.v_proj"
+    assert torch.equal(found[first, 3].codes, run[first].codes)
 
 
 def test_matrices_may_have_bits_of_their_own_or_none(decoder: Decoder) -> None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -94,11 +95,7 @@ def gptq_blocks(
     stream = _Stream(recorded, asymmetric=options.asymmetry != 0)
     for index, name in enumerate(source.names):
         with source.block(name) as block:
-            modules = {
-                key: module
-                for key, module in block.named_modules()
-                if isinstance(module, nn.Linear | Conv1D) and f"{name}.{key}" in bits
-            }
+            modules = _targets(block, name, bits)
             groups = input_groups(
                 block=block, modules=modules, hidden=probe.hidden, arguments=probe.arguments[index]
             )
@@ -107,6 +104,88 @@ def gptq_blocks(
         yield from ((f"{name}.{key}", tensor) for key, tensor in done.items())
         if on_block is not None:
             on_block(index + 1, len(source.names))
+
+
+def gptq_database(
+    *,
+    source: BlockSource,
+    batches: Sequence[Batch],
+    widths: Mapping[str, Sequence[int]],
+    group_size: int,
+    options: GptqOptions = DEFAULT_OPTIONS,
+    on_block: OnBlock | None = None,
+) -> Iterator[tuple[str, QuantizedTensor]]:
+    """Yield every matrix at each of its `widths`, as GPTQ rounds it when nothing before it is quantized.
+
+    What a search over widths compares its candidates with: one pass over the data, and the inputs' second moments serve
+    all widths.
+    """
+    first = {name: tensor[:1, :_PROBE_TOKENS] for name, tensor in inputs(batches[0]).items()}
+    probe = source.record(first)
+    recorded = [source.record(batch) for batch in batches]
+    hidden = [one.hidden for one in recorded]
+    for index, name in enumerate(source.names):
+        with source.block(name) as block:
+            modules = _targets(block, name, widths)
+            groups = input_groups(
+                block=block, modules=modules, hidden=probe.hidden, arguments=probe.arguments[index]
+            )
+            heads = {group[0]: modules[group[0]] for group in groups}
+            moments, hidden = _dense_pass(block, index, heads, recorded, hidden)
+            for group in groups:
+                wanted = {key: widths[f"{name}.{key}"] for key in group}
+                for bits in sorted({width for choices in wanted.values() for width in choices}):
+                    solved = gptq_together(
+                        {key: weight_matrix(modules[key]) for key in group if bits in wanted[key]},
+                        hessian=moments[group[0]],
+                        bits=dict.fromkeys(group, bits),
+                        group_size=group_size,
+                        options=options,
+                    )
+                    yield from ((f"{name}.{key}", tensor) for key, tensor in solved.items())
+        if on_block is not None:
+            on_block(index + 1, len(source.names))
+
+
+def _targets(block: nn.Module, name: str, wanted: Mapping[str, object]) -> dict[str, nn.Module]:
+    return {
+        key: module
+        for key, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and f"{name}.{key}" in wanted
+    }
+
+
+def _dense_pass(
+    block: nn.Module,
+    index: int,
+    modules: Mapping[str, nn.Module],
+    recorded: Sequence[Recorded],
+    hidden: Sequence[Tensor],
+) -> tuple[dict[str, Hessian], list[Tensor]]:
+    """The second moments of the modules' inputs, and the block's outputs."""
+    moments: dict[str, Hessian] = {}
+    mask: Tensor | None = None
+
+    def watch(key: str) -> Callable[..., None]:
+        def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            values = _tokens(args[0], mask)
+            if key not in moments:
+                moments[key] = Hessian(values.shape[-1], device=values.device)
+            moments[key].add(values)
+
+        return add
+
+    handles = [module.register_forward_pre_hook(watch(key)) for key, module in modules.items()]
+    outputs = []
+    try:
+        for one, states in zip(recorded, hidden, strict=True):
+            mask = one.mask
+            with torch.no_grad():
+                outputs.append(one.arguments[index].call(block, states))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return moments, outputs
 
 
 class _Stream:
