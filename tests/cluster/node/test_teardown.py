@@ -11,7 +11,7 @@ from rig.cluster import running_cluster
 from rig.errors import UnavailableError
 from rig.images import HOST
 
-SLOT = 1
+SLOT = 2
 
 
 def lines(*command: str) -> set[str]:
@@ -46,7 +46,7 @@ def traces(directory: Path) -> dict[str, set[str]]:
 def test_nothing_is_left_of_a_cluster_that_ran_pods(tmp_path: Path) -> None:
     before = traces(tmp_path)
     try:
-        with running_cluster(tmp_path, slot=SLOT) as cluster:
+        with running_cluster(tmp_path, slots=[SLOT]) as cluster:
             cluster.kubectl(
                 "run", "busy", f"--image={HOST}", "--image-pull-policy=Never", "--", "sleep", "600"
             )

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rig import cgroups
 from rig.api_server import Cluster
 from rig.binaries import KUBERAY, KUBERNETES, find_or_build
 from rig.control_plane import ControlPlane, Settings
 from rig.errors import RigError
 from rig.images import write_pause_image, write_program_images
 from rig.machine import require_node_tier
-from rig.network import Addresses, Switch
+from rig.network import SLOTS_OF_TESTS, Addresses, Switch, a_free_slot
 from rig.node import HIDDEN, Node, Place
 from rig.processes import Process, wait_until
 from rig.storage import bound_claim, open_folder, volumes_on_offer
@@ -92,36 +93,46 @@ class NodeCluster(Cluster):
 
 
 @contextmanager
-def running_cluster(directory: Path, *, nodes: int = 1, slot: int = 0) -> Iterator[NodeCluster]:
-    """A cluster in `directory` with all nodes Ready; nothing of it is left after the block.
+def running_cluster(
+    directory: Path, *, nodes: int = 1, slots: Sequence[int] = SLOTS_OF_TESTS
+) -> Iterator[NodeCluster]:
+    """A cluster in `directory` with all nodes Ready, in the first free slot; nothing of it is left after the block.
 
     Raises UnavailableError where this machine cannot have nodes.
     """
     require_node_tier()
     mounted = programs_in_pods()
     _refuse_hidden([directory, *mounted.values()])
-    programs = find_or_build(KUBERNETES)
-    addresses = Addresses(slot=slot)
+    with (
+        a_free_slot(slots) as addresses,
+        _switch(addresses, directory) as switch,
+        _control_plane(directory, switch) as plane,
+    ):
+        place = Place(
+            directory=directory,
+            programs=plane.programs,
+            plane=plane,
+            switch=switch,
+            images=_write_images(directory, pause=plane.programs.path("pause")),
+            mounted=mounted,
+        )
+        cluster = NodeCluster(plane=plane, place=place, storage=directory / "storage")
+        try:
+            for index in range(nodes):
+                cluster.add_node(index)
+            cluster.wait_for_nodes()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@contextmanager
+def _switch(addresses: Addresses, directory: Path) -> Iterator[Switch]:
+    for remaining in cgroups.remaining(f"ireko{addresses.slot}-"):
+        cgroups.remove(remaining.name)
     switch = Switch(addresses=addresses, log=directory / "log")
     try:
-        with _control_plane(directory, switch) as plane:
-            images = _write_images(directory, pause=programs.path("pause"))
-            place = Place(
-                directory=directory,
-                programs=programs,
-                plane=plane,
-                switch=switch,
-                images=images,
-                mounted=mounted,
-            )
-            cluster = NodeCluster(plane=plane, place=place, storage=directory / "storage")
-            try:
-                for index in range(nodes):
-                    cluster.add_node(index)
-                cluster.wait_for_nodes()
-                yield cluster
-            finally:
-                cluster.stop()
+        yield switch
     finally:
         switch.stop()
 

@@ -4,20 +4,31 @@ Nothing of it lies in the machine's own namespace but one end of one cable, so t
 a killed test leaves nothing. There is no way out: pods reach each other, services, the API server and this machine.
 
 All addresses come from 198.18.0.0/15, which RFC 2544 sets aside for test benches, so they cannot be anybody's own.
-Half of it is one `slot`: tests and a person's cluster can be up at once.
+A quarter of it is a slot: as many clusters can be up at once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from rig.cache import cache_directory
 from rig.errors import RigError
 from rig.processes import Process, wait_until
 
 MAX_NODES = 8
+SLOTS_OF_TESTS = (0, 1, 2)
+SLOT_OF_A_PERSON = 3
+
+_TEST_BENCH = ipaddress.IPv4Network("198.18.0.0/15")
+_SECONDS_FOR_A_SLOT = 1800
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,38 +38,34 @@ class Addresses:
     slot: int
 
     @property
-    def _base(self) -> str:
-        return f"198.{18 + self.slot}"
-
-    @property
     def everything(self) -> str:
         """The range of the slot."""
-        return f"{self._base}.0.0/16"
+        return str(self._range)
 
     @property
     def switch(self) -> str:
         """The control plane and DNS."""
-        return f"{self._base}.0.1"
+        return str(self._range[1])
 
     @property
     def machine(self) -> str:
         """This machine's end of its cable."""
-        return f"{self._base}.0.254"
+        return str(self._range[254])
 
     @property
     def pods(self) -> str:
         """The range of all pods."""
-        return f"{self._base}.64.0/18"
+        return str(self._part(prefix=19, number=1))
 
     @property
     def services(self) -> str:
         """The range of Services."""
-        return f"{self._base}.128.0/17"
+        return str(self._part(prefix=18, number=1))
 
     @property
     def first_service(self) -> str:
         """The API server's own Service."""
-        return f"{self._base}.128.1"
+        return str(self._part(prefix=18, number=1)[1])
 
     @property
     def cable(self) -> str:
@@ -67,18 +74,56 @@ class Addresses:
 
     def node(self, index: int) -> str:
         """The address of a node."""
-        return f"{self._base}.0.{10 + index}"
+        return str(self._range[10 + index])
 
     def pods_of(self, index: int) -> str:
         """The range of one node's pods."""
-        return f"{self._base}.{64 + index}.0/24"
+        return str(list(self._part(prefix=19, number=1).subnets(new_prefix=24))[index])
+
+    @property
+    def _range(self) -> ipaddress.IPv4Network:
+        return list(_TEST_BENCH.subnets(new_prefix=17))[self.slot]
+
+    def _part(self, *, prefix: int, number: int) -> ipaddress.IPv4Network:
+        return list(self._range.subnets(new_prefix=prefix))[number]
+
+
+@contextmanager
+def a_free_slot(slots: Sequence[int]) -> Iterator[Addresses]:
+    """The first of `slots` that no other cluster has, for as long as the block lasts; waits where all are taken."""
+    locks = {slot: FileLock(_lock_of(slot)) for slot in slots}
+    taken: list[int] = []
+
+    def found() -> bool:
+        for slot, lock in locks.items():
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
+                taken.append(slot)
+                return True
+        return False
+
+    wait_until(
+        found,
+        what=f"one of the clusters in the slots {list(slots)} to end",
+        timeout=_SECONDS_FOR_A_SLOT,
+        every=1,
+    )
+    try:
+        yield Addresses(slot=taken[0])
+    finally:
+        locks[taken[0]].release()
+
+
+def _lock_of(slot: int) -> Path:
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    return cache_directory() / f"slot-{slot}.lock"
 
 
 class Switch:
     """The namespace that holds the bridge, with the cable to this machine plugged in."""
 
     def __init__(self, *, addresses: Addresses, log: Path) -> None:
-        _refuse_taken(addresses)
+        _remove_remains(addresses)
         self.addresses = addresses
         self._holder = Process(
             name="switch", command=["unshare", "--net", "--", "sleep", "infinity"], log=log / "switch.log"
@@ -98,19 +143,9 @@ class Switch:
     def plug_in(self, node: Process, *, index: int) -> None:
         """Give the network namespace of `node` its cable, address and routes."""
         plan, inside = self.addresses, within(node.pid)
-        ip(
-            "link",
-            "add",
-            f"n{index}",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            str(node.pid),
-            at=self.prefix,
-        )
+        ends = ["type", "veth", "peer", "name", "eth0", "netns", str(node.pid)]
+        self.unplug(index)
+        ip("link", "add", f"n{index}", *ends, at=self.prefix)
         ip("link", "set", f"n{index}", "master", "switch", "up", at=self.prefix)
         ip("link", "set", "lo", "up", at=inside)
         ip("address", "add", f"{plan.node(index)}/24", "dev", "eth0", at=inside)
@@ -122,14 +157,20 @@ class Switch:
                 ip("route", "add", plan.pods_of(other), "via", plan.node(other), at=inside)
         allow_forwarding(inside)
 
-    def stop(self) -> None:
-        """Let the namespace go: the bridge and every cable, this machine's end included, go with it."""
-        self._holder.kill()
-        wait_until(
-            lambda: not Path(f"/sys/class/net/{self.addresses.cable}").exists(),
-            what=f"the network interface {self.addresses.cable} to go",
-            timeout=30,
+    def unplug(self, index: int) -> None:
+        """Pull the cable of a node, if it has one."""
+        shown = subprocess.run(
+            [*self.prefix, "ip", "link", "show", f"n{index}"], capture_output=True, check=False
         )
+        if shown.returncode == 0:
+            ip("link", "delete", f"n{index}", at=self.prefix)
+
+    def stop(self) -> None:
+        """Pull this machine's cable and let the namespace go, with the bridge and every other cable in it."""
+        # The kernel keeps a namespace until the last connection in it has timed out, and its interfaces as long.
+        if Path(f"/sys/class/net/{self.addresses.cable}").exists():
+            ip("link", "delete", self.addresses.cable)
+        self._holder.kill()
 
     def _build(self) -> None:
         plan, inside = self.addresses, self.prefix
@@ -189,11 +230,14 @@ def allow_forwarding(at: Sequence[str]) -> None:
         raise RigError(f"net.ipv4.ip_forward cannot be set: {done.stderr.strip()}")
 
 
-def _refuse_taken(addresses: Addresses) -> None:
+def _remove_remains(addresses: Addresses) -> None:
+    """Remove the cable of a cluster that was killed in this slot; raises RigError where somebody else is there."""
+    if Path(f"/sys/class/net/{addresses.cable}").exists():
+        ip("link", "delete", addresses.cable)
     command = ["ip", "-brief", "address", "show", "to", addresses.everything]
     there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     if there:
         raise RigError(
-            f"addresses of {addresses.everything} are in use: {there.splitlines()[0]}. Another cluster of this"
-            " rig is up (end it with `make cluster-down`, or wait for its tests), or a network of somebody else"
+            f"addresses of {addresses.everything}, which RFC 2544 sets aside for tests, are in use on this machine:"
+            f" {there.splitlines()[0]}"
         )

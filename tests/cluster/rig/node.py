@@ -118,6 +118,7 @@ class Node:
     def stop(self) -> None:
         """Pull the plug: all of the node's processes, mounts, cables and control groups are gone afterwards."""
         self.init.kill()
+        self._place.switch.unplug(self.index)
         cgroups.remove(self._cgroup)
 
     def _command(self) -> list[str | Path]:

@@ -82,7 +82,12 @@ class Process:
 
 
 def wait_until(
-    holds: Callable[[], bool], *, what: str, timeout: float, watched: Sequence[Process] = ()
+    holds: Callable[[], bool],
+    *,
+    what: str,
+    timeout: float,
+    watched: Sequence[Process] = (),
+    every: float = _SECONDS_BETWEEN_LOOKS,
 ) -> None:
     """Look until `holds()`; raises RigError when it does not in time, or when one of `watched` ends before."""
     deadline = time.monotonic() + timeout
@@ -95,7 +100,7 @@ def wait_until(
         if time.monotonic() > deadline:
             tails = "".join(f"\n--- {process.log}:\n{process.tail()}" for process in watched)
             raise RigError(f"waited {timeout:.0f} s for {what}{tails}")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(every)
 
 
 def free_port(address: str = "127.0.0.1") -> int:

@@ -20,11 +20,9 @@ from rig.binaries import say
 from rig.cluster import REPOSITORY, NodeCluster, running_cluster
 from rig.errors import RigError
 from rig.kuberay import install_kuberay
+from rig.network import SLOT_OF_A_PERSON
 from rig.processes import wait_until
 from rig.product import install_ireko
-
-SLOT = 1
-"""Tests have slot 0, so that they run beside a person's cluster."""
 
 _START_SECONDS = 900
 _STOP_SECONDS = 60
@@ -80,7 +78,7 @@ def hold(place: Place, *, nodes: int) -> None:
     place.holder.write_text(str(os.getpid()), encoding="utf-8")
     try:
         say(f"Starting {nodes} nodes")
-        with running_cluster(place.directory, nodes=nodes, slot=SLOT) as cluster:
+        with running_cluster(place.directory, nodes=nodes, slots=[SLOT_OF_A_PERSON]) as cluster:
             for what, install in INSTALLED.items():
                 say(f"Installing {what}")
                 install(cluster)
@@ -145,7 +143,7 @@ def down(place: Place) -> bool:
         wait_until(
             lambda: not Path(f"/proc/{pid}").exists(), what=f"process {pid} to end", timeout=_STOP_SECONDS
         )
-    for group in cgroups.remaining(f"ireko{SLOT}-"):
+    for group in cgroups.remaining(f"ireko{SLOT_OF_A_PERSON}-"):
         cgroups.remove(group.name)
     shutil.rmtree(place.directory, ignore_errors=True)
     return pid is not None
