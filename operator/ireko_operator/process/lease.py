@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 LEASES = Resource(group="coordination.k8s.io", version="v1", plural="leases")
 
+_NOT_RENEWED = "it could not be renewed in time"
+
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -148,6 +150,7 @@ class Elector:
         """Set once this process is the leader, for good."""
         self.lost = threading.Event()
         """Set once this process was the leader and is not any more, for good."""
+        self.why_lost = _NOT_RENEWED
 
     @property
     def leading(self) -> bool:
@@ -185,7 +188,7 @@ class Elector:
         else:
             self._unreachable = False
         if self.elected.is_set() and not self._fence():
-            self._give_up("it could not be renewed in time")
+            self._give_up(_NOT_RENEWED)
 
     def release(self) -> None:
         """Give the Lease back, so that a successor need not wait. Call it when nothing can write any more."""
@@ -252,7 +255,7 @@ class Elector:
 
     def _give_up(self, why: str) -> None:
         self._fence.close()
-        logger.error("This operator no longer leads (%s): it stops.", why)
+        self.why_lost = why
         self.lost.set()
 
 

@@ -168,8 +168,9 @@ class Operator:
             self._spawn("prober", lambda: self._prober.run(self._stop))
             if self._until(self._sight.synced):
                 self._work()
-        if self._lost:
+        if self._elector is not None and self._lost:
             self._queue.close()
+            logger.error("The Lease is lost (%s): this operator ends.", self._elector.why_lost)
             return EXIT_LEASE_LOST
         self._wind_up()
         return EXIT_STOPPED

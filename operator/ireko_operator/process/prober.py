@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from ireko_operator.kube.client import KubeError
@@ -14,9 +15,12 @@ from ireko_operator.process.watched import WATCHED
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = 60.0
+_SECONDS = 15.0
+"""Between two questions which kinds there are."""
+_LOOK_SECONDS = 60.0
+"""Between two looks at all objects."""
 _SECONDS_AT_FIRST = 1.0
-"""Until everything that existed at the start has been delivered."""
+"""Between two looks until everything that existed at the start has been delivered."""
 
 
 class Prober:
@@ -30,6 +34,7 @@ class Prober:
         sight: Sight,
         watch: Callable[[frozenset[Kind]], None],
         gone: Callable[[Kind, Key, str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`watch` is told the kinds that exist; `gone`, kind, key and uid of what has gone without an event."""
         self._inquiry = inquiry
@@ -37,7 +42,9 @@ class Prober:
         self._sight = sight
         self._watch = watch
         self._gone = gone
+        self._clock = clock
         self._kinds: frozenset[Kind] | None = None
+        self._next_look = clock()
         self._answered = True
 
     def run(self, stop: threading.Event) -> None:
@@ -50,7 +57,9 @@ class Prober:
         """One round; an API server that does not answer is asked again in the next."""
         try:
             self._discover()
-            self._look()
+            if not self._sight.synced() or self._clock() >= self._next_look:
+                self._look()
+                self._next_look = self._clock() + _LOOK_SECONDS
         except KubeError as error:
             if self._answered:
                 logger.warning("The API server could not be asked what there is: %s", error)
