@@ -1,20 +1,27 @@
 """The small pretrained decoder of the test data, its calibration texts and the measure that all its benchmarks share.
 
-Protocol: 32 windows of 256 tokens from the last 231 TinyStories stories and 32 from the test split of WikiText-2;
-quality is the geometric mean of the two perplexities, and *excess* is that mean minus the unquantized model's. Stories
-and paragraphs (lines of more than 40 characters) each start with BOS and are concatenated. Calibration: half
-TinyStories (without the last 231), half the WikiText-103 prefix, windows of 256 tokens at seeded random places.
+Protocol: 32 windows of 256 tokens, evenly spread over the last 231 TinyStories stories, and 32 over the test split of
+WikiText-2; quality is the geometric mean of the two perplexities, and *excess* is that mean minus the unquantized
+model's. Stories and paragraphs (lines of more than 40 characters) each start with BOS and are concatenated.
+Calibration: half TinyStories (without the last 231), half the WikiText-103 prefix, windows of 256 tokens at seeded
+random places.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import platform
 import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -73,11 +80,51 @@ def load_texts() -> Texts:
         return torch.tensor([token for row in rows for token in (tokenizer.bos_token_id, *row)])
 
     return Texts(
-        stories=tokens(stories[-HELD_OUT_STORIES:])[: WINDOWS * WINDOW].view(WINDOWS, WINDOW),
-        articles=tokens(_until(articles, 4 * WINDOWS * WINDOW))[: WINDOWS * WINDOW].view(WINDOWS, WINDOW),
+        stories=_even_windows(tokens(stories[-HELD_OUT_STORIES:])),
+        articles=_even_windows(tokens(articles)),
         calibration_stories=tokens(stories[:-HELD_OUT_STORIES]),
         calibration_articles=tokens(_until(prefix, _CALIBRATION_CHARACTERS)),
     )
+
+
+class Cache:
+    """Results by what they depend on, written after each: a benchmark that was stopped goes on from here."""
+
+    def __init__(self, name: str) -> None:
+        self._path = Path(__file__).resolve().parent / ".cache" / f"{name}.json"
+        self._found: dict[str, Any] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+
+    def get(self, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """Return the result for `key` (JSON values), computed at most once."""
+        text = json.dumps(key, sort_keys=True)
+        if text not in self._found:
+            start = time.perf_counter()
+            self._found[text] = compute()
+            self._path.parent.mkdir(exist_ok=True)
+            partial = self._path.with_suffix(".partial")
+            partial.write_text(json.dumps(self._found, indent=1))
+            partial.replace(self._path)
+            report(f"{text[-100:]}: {str(self._found[text])[:100]} ({time.perf_counter() - start:.1f} s)")
+        return self._found[text]
+
+
+def report(text: str) -> None:
+    """Say something beside the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows as Markdown."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    print(f"\n{title}\n\n| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(str(row.get(key, "")) for key in header) + " |")
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    found = {module.__name__: str(module.__version__) for module in (torch, transformers)}
+    return {**found, "python": platform.python_version(), "machine": platform.machine()}
 
 
 def batches(windows: Tensor, *, size: int = _BATCH) -> list[dict[str, Tensor]]:
@@ -116,6 +163,12 @@ def _until(documents: list[str], characters: int) -> list[str]:
         kept.append(document)
         total += len(document)
     return kept
+
+
+def _even_windows(tokens: Tensor) -> Tensor:
+    """`WINDOWS` of the windows that the text divides into, the first and the last among them."""
+    count = len(tokens) // WINDOW
+    return tokens[: count * WINDOW].view(count, WINDOW)[torch.linspace(0, count - 1, WINDOWS).long()]
 
 
 def _random_windows(tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
