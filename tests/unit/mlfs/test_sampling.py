@@ -17,7 +17,6 @@ SHAPES = tuple(
     for size in (192, 768)
     for layers in ((0, 2, 5), FULL.layers)
 )
-SMALLEST = Shape(hidden=192, heads=6, intermediate=192, layers=(0, 2, 5))
 
 palettes = st.sets(st.sampled_from([*SHAPES, FULL]), min_size=1).map(
     lambda shapes: Palette(shapes=tuple(shapes))
@@ -25,34 +24,41 @@ palettes = st.sets(st.sampled_from([*SHAPES, FULL]), min_size=1).map(
 
 
 @given(palette=palettes, count=st.integers(1, 5), seed=st.integers(0, 9), step=st.integers(0, 500))
-def test_a_step_trains_the_smallest_and_distinct_others_of_the_palette(
+def test_a_step_trains_distinct_shapes_of_the_palette(
     palette: Palette, count: int, seed: int, step: int
 ) -> None:
     shapes = draw(palette=palette, full=FULL, count=count, seed=seed, step=step, in_place=False)
-    assert shapes[0] == palette.smallest
     assert len(set(shapes)) == len(shapes) == min(count, len(palette.shapes))
     assert set(shapes) <= set(palette.shapes)
 
 
-@given(palette=palettes, count=st.integers(2, 5), step=st.integers(0, 500))
-def test_in_place_the_maxnet_comes_first_and_then_the_smallest(
-    palette: Palette, count: int, step: int
-) -> None:
+@given(palette=palettes, count=st.integers(1, 5), step=st.integers(0, 500))
+def test_in_place_the_maxnet_comes_before_the_others(palette: Palette, count: int, step: int) -> None:
     shapes = draw(palette=palette, full=FULL, count=count, seed=0, step=step, in_place=True)
     assert shapes[0] == FULL
-    assert palette.smallest in shapes
-    assert len(set(shapes)) == len(shapes)
+    assert len(set(shapes)) == len(shapes) == 1 + min(count, len({*palette.shapes} - {FULL}))
 
 
-def test_others_take_turns() -> None:
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_all_shapes_take_turns(count: int) -> None:
     palette = Palette(shapes=SHAPES)
     counts = Counter(
         shape
-        for step in range(70)
-        for shape in draw(palette=palette, full=FULL, count=2, seed=0, step=step, in_place=False)
+        for step in range(24)
+        for shape in draw(palette=palette, full=FULL, count=count, seed=0, step=step, in_place=False)
     )
-    assert counts.pop(SMALLEST) == 70
-    assert set(counts.values()) == {10}
+    assert counts == dict.fromkeys(SHAPES, 24 * count // len(SHAPES))
+
+
+def test_in_place_the_others_take_turns() -> None:
+    palette = Palette(shapes=(*SHAPES, FULL))
+    counts = Counter(
+        shape
+        for step in range(16)
+        for shape in draw(palette=palette, full=FULL, count=1, seed=0, step=step, in_place=True)
+    )
+    assert counts.pop(FULL) == 16
+    assert counts == dict.fromkeys(SHAPES, 2)
 
 
 def test_a_draw_depends_on_seed_and_step_alone() -> None:

@@ -10,7 +10,7 @@ stage = SupernetStage(
     distillation=Distillation(),
 )
 train_supernet(supernet=supernet, frozen_teacher=teacher, batches=batch_at_step, stage=stage)
-supernet.extract(palette.smallest).save_pretrained("member")       # a standard Hugging Face checkpoint
+supernet.extract(palette.shapes[0]).save_pretrained("member")      # a standard Hugging Face checkpoint
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Which subnets a step trains.
 
 A pure function of (seed, step), so a resumed run and every data-parallel worker draw the same without
-talking. The smallest subnet is in every step (the sandwich rule: it bounds the palette from below and lags
-otherwise); the others take turns in shuffled rounds, so that within a round each of them gets exactly one
-step of its own.
+talking. The shapes of the palette take turns in shuffled rounds, so that within a round each of them gets one
+step of its own. All of them share one low-rank pair, so a step for one is a step for the others too: many steps
+with one subnet each do better than few steps with many, and the smallest needs no more turns than the rest
+(docs/benchmarks.md). In place, as the paper has it, the maxnet comes first in every step, for it teaches.
 """
 
 from __future__ import annotations
@@ -35,11 +36,6 @@ class Palette:
         """A search space and the shapes that devices ask for, which are always in."""
         return cls(shapes=(*shapes, *targets))
 
-    @property
-    def smallest(self) -> Shape:
-        """The shape with the fewest multiplications."""
-        return min(self.shapes, key=_work)
-
     def widths(self, *, full: Shape) -> Palette:
         """The shapes that keep every layer: what the first supernet stage trains.
 
@@ -52,24 +48,17 @@ class Palette:
 def draw(
     *, palette: Palette, full: Shape, count: int, seed: int, step: int, in_place: bool
 ) -> tuple[Shape, ...]:
-    """The subnets of one step, distinct, at most `count` of them.
+    """The subnets of one step: `count` distinct ones of the palette, or all if it has no more.
 
-    With a frozen teacher: the smallest, then others in turn. The full shape is drawn only if the palette
-    holds it. In place, as the paper: the maxnet first (it teaches the rest), the smallest, then others in
-    turn.
+    The full shape has its turn only if the palette holds it. In place it comes before the others, in every step.
     """
     first = (full,) if in_place else ()
-    fixed = tuple(dict.fromkeys((*first, palette.smallest)))[:count]
-    others = [shape for shape in palette.shapes if shape not in fixed]
-    per_step = min(count - len(fixed), len(others))
+    others = [shape for shape in palette.shapes if shape not in first]
+    per_step = min(count, len(others))
     if per_step == 0:
-        return fixed
+        return first
     steps_per_round = len(others) // per_step
     turn = random.Random(f"{seed}/{step // steps_per_round}")
     turn.shuffle(others)
     start = (step % steps_per_round) * per_step
-    return (*fixed, *others[start : start + per_step])
-
-
-def _work(shape: Shape) -> tuple[int, Shape]:
-    return len(shape.layers) * shape.hidden * (2 * shape.hidden + shape.intermediate), shape
+    return (*first, *others[start : start + per_step])
