@@ -8,7 +8,8 @@ ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS build
 ARG UV_VERSION=0.13.9
-# Of the index that the pinned packages come from; empty for PyPI.
+# Where packages come from, if not from PyPI: the same address for both.
+ARG PIP_INDEX_URL
 ARG UV_DEFAULT_INDEX
 ENV UV_LINK_MODE=copy UV_NO_CACHE=1
 RUN python3 -m venv /build/uv && /build/uv/bin/pip install --no-cache-dir "uv==${UV_VERSION}" \
@@ -21,10 +22,12 @@ COPY trainer trainer
 
 # The lock is a constraint: only what the extras need is installed, at its pinned version and with its pinned hash.
 FROM build AS build-operator
-RUN /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[operator]'
+RUN /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[operator]' \
+    && rm -f /opt/ireko/.lock
 
 FROM build AS build-trainer
-RUN /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[trainer,s3]'
+RUN /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[trainer,s3]' \
+    && rm -f /opt/ireko/.lock
 
 FROM ${BASE_IMAGE} AS base
 RUN echo 'ireko:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd && echo 'ireko:x:10001:' >> /etc/group
