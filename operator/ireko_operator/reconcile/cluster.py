@@ -429,7 +429,7 @@ class ClusterReconciler:
             self._look_up(run)  # gone, or somebody changed the list of finalizers
         else:
             self._cache.learn(Kind.RUNS, answer)
-            if not _is_over(status_in(run)):
+            if run.meta.deleting is not None and not _is_over(status_in(run)):
                 self._telemetry.run_finished("Deleted", _age(run, self._clock()))
 
     def _delete_run(self, run: RunObject) -> None:

@@ -232,6 +232,10 @@ class World:
         ending = memory.ending if memory is not None else None
         return ending is not None and (ending.reading is not None or ending.registering is not None)
 
+    def pass_time(self, seconds: float) -> None:
+        """Let the operator's clock go ahead."""
+        self.clock.ahead += timedelta(seconds=seconds)
+
     def wait(self, until: Callable[[], object], *, seconds: float = 20.0) -> None:
         """Until the cluster's own controllers have done something."""
         deadline = time.monotonic() + seconds

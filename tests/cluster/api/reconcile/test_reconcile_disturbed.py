@@ -181,7 +181,7 @@ def _failed(world: World) -> None:
     failed(world)
 
 
-@pytest.mark.parametrize("state", [_nothing, _running, _suspended, _failed, World.finish])
+@pytest.mark.parametrize("state", [_nothing, _running, _suspended, _failed])
 def test_deletion_stops_the_job_first_in_whatever_state_it_is(
     world: World, state: Callable[[World], object]
 ) -> None:
@@ -199,6 +199,17 @@ def test_deletion_stops_the_job_first_in_whatever_state_it_is(
     assert not world.exists()
     assert world.jobs() == []
     assert world.look().changed is False
+
+
+def test_a_run_that_is_over_is_held_back_by_nobody(world: World) -> None:
+    world.start()
+    world.finish()
+    world.settle()
+    assert not world.run()["metadata"].get("finalizers")
+    world.operator.close()
+    world.delete()
+    assert not world.exists()
+    world.wait(lambda: not world.jobs())
 
 
 def test_a_run_that_is_deleted_before_it_was_seen_starts_nothing(world: World) -> None:
@@ -282,26 +293,6 @@ def test_a_silent_job_is_asked_after_and_not_before(world: World) -> None:
     with world.requests.during() as made:
         world.look()
     assert [method for method, _ in made if method == "GET"] == ["GET"]
-
-
-def test_a_bundle_that_is_not_what_was_trained_is_not_registered(world: World) -> None:
-    world.start()
-    (model,) = [world.finish().members[0].logged_model_uri]
-    (damaged,) = world.directory.glob(
-        f"artifacts/models/{model.rpartition('/')[2]}/artifacts/artifacts/bundle"
-    )
-    (damaged / "checkpoint" / "model.safetensors").write_bytes(b"cut")
-    world.settle()
-    assert world.reason("Registered") == ("False", "RegistrationFailed")
-    assert "model.safetensors" in world.condition("Registered")["message"]
-    with pytest.raises(Exception, match="not found"):
-        _registered(world)
-
-
-def _registered(world: World) -> object:
-    from mlflow import MlflowClient
-
-    return MlflowClient(world.tracking_uri).get_registered_model("demo")
 
 
 def test_runs_of_one_name_in_a_namespace_that_is_gone_are_forgotten(world: World) -> None:
