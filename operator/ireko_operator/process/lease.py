@@ -254,8 +254,8 @@ class Elector:
         self._seen = Seen(record=record, version=version, at=at)
 
     def _give_up(self, why: str) -> None:
-        self._fence.close()
         self.why_lost = why
+        self._fence.close()
         self.lost.set()
 
 

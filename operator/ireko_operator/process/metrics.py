@@ -47,7 +47,8 @@ class Metrics:
     """The counters; told by the reconcile (`Telemetry`) and by the workers (`PassTelemetry`)."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # the start of the process is a metric already
+        without_times_of_creation: Callable[[], None] = disable_created_metrics
+        without_times_of_creation()  # the start of the process is a metric already
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._passes = self._counter("reconcile", "Passes over a run", "result")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from ireko_operator.kube.cache import Cache
 from ireko_operator.kube.client import KubeClient, connect
@@ -53,7 +53,7 @@ EXIT_LEASE_LOST = 1
 _RESYNC_SECONDS = 1800.0
 """Every run is looked at once in this time though nothing happened: what an event forgot, time remembers."""
 _LEASE_REQUEST_SECONDS = 3.0
-_THREAD_SECONDS = 8.0
+_THREAD_SECONDS = 5.0
 """A thread that is told to end may be in the middle of a request."""
 _TICK = 0.25
 
@@ -85,6 +85,14 @@ class Surroundings:
     progress_interval: float
 
 
+class ClosableReconciler(Reconciler, Protocol):
+    """A reconciler that does things in the background."""
+
+    @property
+    def close(self) -> Callable[[], None]:
+        """Begin nothing more in the background."""
+
+
 class Operator:
     """One process; `run` is called once, in the main thread."""
 
@@ -93,7 +101,7 @@ class Operator:
         settings: OperatorSettings,
         *,
         inquiry: Inquiry,
-        make_reconciler: Callable[[Surroundings], Reconciler],
+        make_reconciler: Callable[[Surroundings], ClosableReconciler],
     ) -> None:
         self._settings = settings
         self._stop, self._halt = threading.Event(), threading.Event()
@@ -110,7 +118,7 @@ class Operator:
         self._poll = TrackingPoll(
             wake=self._queue.add, interval=settings.progress_interval, telemetry=self._metrics
         )
-        reconciler = make_reconciler(
+        self._reconciler = make_reconciler(
             Surroundings(
                 client=KubeClient(api=api, fence=self._fence, telemetry=self._metrics),
                 cache=self._cache,
@@ -122,7 +130,7 @@ class Operator:
         )
         self._workers = Workers(
             queue=self._queue,
-            reconciler=reconciler,
+            reconciler=self._reconciler,
             count=settings.workers,
             telemetry=self._metrics,
             about=self._about,
@@ -196,6 +204,7 @@ class Operator:
         logger.info("Stopping.")
         self._queue.close()
         ended = self._workers.join(timeout=self._settings.stop_grace)
+        self._reconciler.close()
         if self._synced:
             self._poll.close()
         self._watches.stop(timeout=_THREAD_SECONDS)

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from ireko_operator.kube.client import KubeError
-from ireko_operator.kube.keys import Key, Kind
+from ireko_operator.kube.keys import Key, Kind, Resource
 from ireko_operator.process.inquiry import Inquiry
 from ireko_operator.process.sight import Sight
-from ireko_operator.process.watched import WATCHED
+from ireko_operator.process.watched import WATCHED, Served
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +32,18 @@ class Prober:
         inquiry: Inquiry,
         namespaces: Sequence[str],
         sight: Sight,
-        watch: Callable[[frozenset[Kind]], None],
+        watch: Callable[[Served], None],
         gone: Callable[[Kind, Key, str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`watch` is told the kinds that exist; `gone`, kind, key and uid of what has gone without an event."""
+        """`watch` is told what there is to watch; `gone`, kind, key and uid of what has gone without an event."""
         self._inquiry = inquiry
         self._namespaces = tuple(namespaces)
         self._sight = sight
         self._watch = watch
         self._gone = gone
         self._clock = clock
-        self._kinds: frozenset[Kind] | None = None
+        self._served: Served | None = None
         self._next_look = clock()
         self._answered = True
 
@@ -68,24 +68,28 @@ class Prober:
             self._answered = True
 
     def _discover(self) -> None:
-        kinds = frozenset(kind for kind, watched in WATCHED.items() if self._inquiry.serves(watched.resource))
-        if kinds == self._kinds:
+        served = {kind: found for kind in Kind if (found := self._find(kind)) is not None}
+        if served == self._served:
             return
         for kind in Kind:
             missing = WATCHED[kind].missing
-            if kind in kinds and self._kinds is not None and kind not in self._kinds:
+            if kind in served and self._served is not None and kind not in self._served:
                 logger.info("The API server knows %s now: they are watched.", kind.value)
-            elif kind not in kinds and missing:
+            elif kind not in served and missing:
                 logger.warning("%s", missing)
-        self._kinds = kinds
-        self._sight.watch(kinds)
-        self._watch(kinds)
+        self._served = served
+        self._sight.watch(frozenset(served))
+        self._watch(served)
+
+    def _find(self, kind: Kind) -> Resource | None:
+        """The first version of a kind that the API server knows."""
+        candidates = (WATCHED[kind].resource, *WATCHED[kind].older)
+        return next((resource for resource in candidates if self._inquiry.serves(resource)), None)
 
     def _look(self) -> None:
-        for kind in sorted(self._kinds or ()):
-            watched = WATCHED[kind]
+        for kind, resource in (self._served or {}).items():
             listed = self._inquiry.marks(
-                watched.resource, namespaces=self._namespaces, selector=watched.selector
+                resource, namespaces=self._namespaces, selector=WATCHED[kind].selector
             )
             for key, uid in self._sight.look(kind, listed):
                 logger.info("%s %s/%s has gone while its watch was interrupted.", kind.value, *key)

@@ -18,7 +18,7 @@ import kopf
 from kubernetes.client import Configuration
 
 from ireko_operator.kube.keys import FINALIZER, Kind
-from ireko_operator.process.watched import WATCHED
+from ireko_operator.process.watched import WATCHED, Served
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Watches:
         self._on_event = on_event
         self._on_restart = on_restart
         self._lock = threading.Lock()
-        self._kinds: frozenset[Kind] = frozenset()
+        self._served: Served = {}
         self._end_round: Callable[[], None] | None = None
         self._changed = threading.Event()
         self._stopping = False
@@ -57,13 +57,12 @@ class Watches:
         self._down_since = time.monotonic()
         self._thread.start()
 
-    def watch(self, kinds: frozenset[Kind]) -> None:
+    def watch(self, served: Served) -> None:
         """Watch these kinds from now on."""
         with self._lock:
-            if kinds == self._kinds:
-                return
-            self._kinds = kinds
-            self._interrupt()
+            if served != self._served:
+                self._served = served
+                self._interrupt()
 
     def stop(self, *, timeout: float) -> None:
         """End all watches; returns when they have ended, or after `timeout` seconds."""
@@ -90,14 +89,14 @@ class Watches:
             with self._lock:
                 if self._stopping:
                     return
-                kinds = self._kinds
+                served = self._served
                 self._changed.clear()
-            if not kinds:
+            if not served:
                 self._changed.wait()
                 continue
             began = time.monotonic()
             try:
-                asyncio.run(self._watch(kinds))
+                asyncio.run(self._watch(served))
             except (
                 Exception
             ) as error:  # kopf gives up on whatever it did not expect; nothing else stops the watching
@@ -112,7 +111,7 @@ class Watches:
             self._on_restart()
             self._changed.wait(pause)
 
-    async def _watch(self, kinds: frozenset[Kind]) -> None:
+    async def _watch(self, served: Served) -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         with self._lock:
             if self._changed.is_set():
@@ -124,8 +123,8 @@ class Watches:
             self._end_round = end
         try:
             await kopf.operator(
-                registry=self._registry(kinds),
-                settings=_settings(),
+                registry=self._registry(served),
+                settings=_settings(served),
                 standalone=True,
                 clusterwide=not self._namespaces,
                 namespaces=self._namespaces,
@@ -135,7 +134,7 @@ class Watches:
             with self._lock:
                 self._end_round = None
 
-    def _registry(self, kinds: frozenset[Kind]) -> kopf.OperatorRegistry:
+    def _registry(self, served: Served) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)
@@ -146,12 +145,10 @@ class Watches:
         async def started(**_: Any) -> None:
             self._down_since = None
 
-        for kind in Kind:
-            if kind in kinds:
-                resource = WATCHED[kind].resource
-                kopf.on.event(
-                    resource.group, resource.version, resource.plural, registry=registry, id=kind.value
-                )(self._handler(kind))
+        for kind, resource in served.items():
+            kopf.on.event(
+                resource.group, resource.version, resource.plural, registry=registry, id=kind.value
+            )(self._handler(kind))
         return registry
 
     def _handler(self, kind: Kind) -> Callable[..., Any]:
@@ -174,17 +171,16 @@ class _NoDiffs(kopf.DiffBaseStorage):
         """Nothing is ever written onto an object."""
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(served: Served) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.watching.server_timeout = 600
     settings.watching.client_timeout = 660
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
-    for watched in WATCHED.values():
-        if watched.selector:
-            resource = watched.resource
+    for kind, resource in served.items():
+        if WATCHED[kind].selector:
             place = (resource.group, resource.version, resource.plural)
-            settings.watching.label_selectors[place] = watched.selector
+            settings.watching.label_selectors[place] = WATCHED[kind].selector
     settings.networking.request_timeout = 30
     settings.networking.enforce_retry_after = True
     settings.posting.enabled = False
