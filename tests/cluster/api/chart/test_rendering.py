@@ -197,6 +197,13 @@ def test_an_operator_that_does_not_elect_never_meets_its_successor(helm: Helm) -
     assert strategy == {"type": "Recreate"}
 
 
+@pytest.mark.parametrize("port", [5000, 5555])
+def test_a_network_policy_lets_the_operator_out_to_the_demo_server(helm: Helm, port: int) -> None:
+    values = {"networkPolicy": {"enabled": True}, "demoMlflow": {"enabled": True, "port": port}}
+    egress = find(helm.template(values), "NetworkPolicy")["spec"]["egress"]
+    assert [each["port"] for each in egress[-1]["ports"]].count(port) == 1
+
+
 def test_alerts_arrive_with_links_and_without_those_that_are_disabled(helm: Helm) -> None:
     rules = find(helm.template(EVERYTHING), "PrometheusRule")["spec"]["groups"][0]["rules"]
     written = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text(encoding="utf-8"))["alerts"]
