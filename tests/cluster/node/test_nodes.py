@@ -125,3 +125,20 @@ def test_a_memory_limit_kills(cluster: NodeCluster, pod_namespace: str) -> None:
     )
     state = json.loads(cluster.kubectl("get", "pod", "greedy", "-n", pod_namespace, "-o", "json").stdout)
     assert state["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] == "OOMKilled"
+
+
+def test_a_lost_node_is_noticed_and_takes_part_again_when_it_is_back(
+    cluster: NodeCluster, pod_namespace: str
+) -> None:
+    manifest = pod("stays", "sleep", "600", node="node-1", tolerations=[])
+    cluster.kubectl("create", "-n", pod_namespace, "-f", "-", manifest=manifest)
+    cluster.kubectl("wait", "pod/stays", "-n", pod_namespace, "--for=condition=Ready", "--timeout=120s")
+    cluster.kill_node(1)
+    cluster.kubectl("wait", "node/node-1", "--for=condition=Ready=Unknown", "--timeout=120s")
+    cluster.add_node(1)
+    cluster.wait_for_nodes()
+    again = pod("again", "true", node="node-1")
+    cluster.kubectl("create", "-n", pod_namespace, "-f", "-", manifest=again)
+    cluster.kubectl(
+        "wait", "pod/again", "-n", pod_namespace, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s"
+    )
