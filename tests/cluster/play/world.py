@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import urllib3
 from kubernetes.client import ApiClient
 
 from ireko_api.handoff import Family, RunRequest
@@ -61,16 +62,24 @@ def manifest(name: str = "demo", *, tracking_uri: str | None = None, **spec: Any
 
 
 class Requests:
-    """Counts what is asked of the API server, reads included."""
+    """What is asked of the API server, reads included; some of it may be made to fail."""
 
     def __init__(self, api: ApiClient) -> None:
         self.made: list[tuple[str, str]] = []
+        self.failures: list[Literal["unsent", "unanswered"]] = []
+        """What becomes of the next requests, the first one first: not sent, or done without an answer."""
         self._call = api.call_api
         api.call_api = self._counted  # type: ignore[method-assign]
 
     def _counted(self, method: str, url: str, *arguments: Any, **named: Any) -> Any:
         self.made.append((method, url))
-        return self._call(method, url, *arguments, **named)
+        failure = self.failures.pop(0) if self.failures else None
+        if failure == "unsent":
+            raise urllib3.exceptions.ProtocolError("the connection was cut before the request")
+        answer = self._call(method, url, *arguments, **named)
+        if failure == "unanswered":
+            raise urllib3.exceptions.ProtocolError("the connection was cut before the answer")
+        return answer
 
     @contextmanager
     def during(self) -> Iterator[list[tuple[str, str]]]:
@@ -312,21 +321,19 @@ class World:
         return self.hands.get(JOBS, namespace=self.namespace, name=self.job_name(number, name))
 
     def play(self, state: str, job: str = "", *, number: int = 1, name: str = "demo", **status: Any) -> None:
-        """Have KubeRay say of a RayJob: deployment status, job status, reason, message, …"""
-        there = self.job(number, name)
+        """Have KubeRay say of an attempt: deployment status, job status, reason, message, …"""
+        self.play_job(self.job_name(number, name), state, job, **status)
+
+    def play_job(self, name: str, state: str, job: str = "", **status: Any) -> None:
+        """The same of a RayJob by its name."""
         body = {
             "apiVersion": "ray.io/v1",
             "kind": "RayJob",
-            "metadata": {"name": there["metadata"]["name"], "namespace": self.namespace},
+            "metadata": {"name": name, "namespace": self.namespace},
             "status": {"jobDeploymentStatus": state, "jobStatus": job, **status},
         }
         self.hands.apply(
-            JOBS,
-            namespace=self.namespace,
-            name=there["metadata"]["name"],
-            body=body,
-            manager="kuberay",
-            subresource="status",
+            JOBS, namespace=self.namespace, name=name, body=body, manager="kuberay", subresource="status"
         )
 
     def hold(self, job: str) -> None:
