@@ -10,7 +10,7 @@ import typer
 from rig.binaries import HELM, KUBERAY, KUBERNETES, find_or_build
 from rig.errors import RigError
 from rig.network import MAX_NODES
-from rig.standing import Place, down, hold, up
+from rig.standing import CLAIM, Place, down, hold, up
 
 Nodes = Annotated[int, typer.Option(min=1, max=MAX_NODES, help="How many nodes.")]
 
@@ -31,14 +31,17 @@ def binaries() -> None:
 
 @app.command(name="up")
 def start(nodes: Nodes = 2) -> None:
-    """Start a cluster with KubeRay and MLflow, and say how to use it."""
+    """Start a cluster with KubeRay, MLflow and Ireko, and say how to use it."""
     place = Place()
     up(place, nodes=nodes)
-    kubectl = find_or_build(KUBERNETES).path("kubectl")
-    print("The cluster is up. To use it from this shell:")
-    print(f"  export KUBECONFIG={place.kubeconfig}")
-    print(f"  alias kubectl={kubectl}")
-    print("  kubectl get nodes")
+    programs = ":".join(str(find_or_build(module).directory) for module in (KUBERNETES, HELM))
+    print(place.notes.read_text(encoding="utf-8"))
+    print(f"The cluster is up. The claim `{CLAIM}` in the namespace `default` is the folder")
+    print(f"    {place.storage}")
+    print("To use the cluster from this shell:")
+    print(f"    export KUBECONFIG={place.kubeconfig} PATH={programs}:$PATH")
+    print("    kubectl apply -f examples/quickstart.yaml")
+    print("    kubectl get crun --watch")
     print("End it with: make cluster-down")
 
 

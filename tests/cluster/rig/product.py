@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ireko_operator.launch.rayjob import TRAINER_CONTAINER
 from rig.cluster import NodeCluster
 from rig.helm import Helm
 from rig.images import OPERATOR, TRAINER
@@ -14,9 +15,17 @@ NAMESPACE = "ireko-system"
 RELEASE = "ireko"
 
 
+_PATIENCE = {"name": "RAY_raylet_start_wait_time_s", "value": "600"}
+"""Ray gives a node 30 seconds to start, which a machine that is one's whole cluster does not always make."""
+
+
 def this_checkout() -> dict[str, Any]:
     """Values with which the chart runs the programs of this checkout."""
-    return {"image": _image(OPERATOR), "trainer": {"image": _image(TRAINER)}}
+    return {
+        "image": _image(OPERATOR),
+        "trainer": {"image": _image(TRAINER)},
+        "podDefaults": {"spec": {"containers": [{"name": TRAINER_CONTAINER, "env": [_PATIENCE]}]}},
+    }
 
 
 def _image(name: str) -> dict[str, str]:

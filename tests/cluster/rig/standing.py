@@ -24,6 +24,9 @@ from rig.network import SLOT_OF_A_PERSON
 from rig.processes import wait_until
 from rig.product import install_ireko
 
+CLAIM = "ireko"
+"""The claim in the namespace `default` for the storage of runs."""
+
 _START_SECONDS = 900
 _STOP_SECONDS = 60
 
@@ -48,6 +51,11 @@ class Place:
     def ready(self) -> Path:
         """Exists once everything is installed."""
         return self.directory / "ready"
+
+    @property
+    def storage(self) -> Path:
+        """What the claim `ireko` in the namespace `default` holds, as this machine sees it."""
+        return self.directory / "storage" / "default" / CLAIM
 
     @property
     def notes(self) -> Path:
@@ -102,8 +110,16 @@ def _install_ireko(cluster: NodeCluster) -> None:
     Place(cluster.directory).notes.write_text(notes, encoding="utf-8")
 
 
+def _install_storage(cluster: NodeCluster) -> None:
+    """Volumes for whoever claims some, and one claim that already holds what the quickstart trains on."""
+    cluster.offer_volumes()
+    text = REPOSITORY / "examples" / "quickstart_text.py"
+    folder = cluster.shared_storage("default", CLAIM)
+    subprocess.run([sys.executable, text, folder / "quickstart-text.jsonl"], check=True)
+
+
 INSTALLED: dict[str, Callable[[NodeCluster], object]] = {
-    "storage that the nodes share": NodeCluster.offer_volumes,
+    "storage that the nodes share": _install_storage,
     "KubeRay": install_kuberay,
     "Ireko and a demo MLflow, by its chart": _install_ireko,
 }
