@@ -213,21 +213,30 @@ class Quantization(SpecModel):
         ),
     )
 
-    method: Literal["RTN"] = "RTN"
-    """How weights are rounded. `RTN`: to the nearest point of a symmetric grid whose scale is searched per
-    group."""
-    importance: Literal["LIM", "ZD", "Random", "Reverse", "FirstBlock", "Uniform"] = "LIM"
-    """Which blocks get more bits. `LIM` ranks blocks by how much they change their input, `ZD` by the
-    spread of their weights. `Random`, `Reverse` (of LIM), `FirstBlock` and `Uniform` are baselines to
-    compare with."""
-    bits: Annotated[tuple[Literal[2, 3, 4, 8], ...], Field(min_length=1, max_length=4)] = (2, 3, 4, 8)
-    """Bit widths that a block may get, ascending."""
+    method: Literal["RTN", "GPTQ", "GPTAQ"] = "GPTQ"
+    """How weights are rounded, always to a symmetric grid whose scales are searched per group. `RTN`: each to the
+    nearest point. `GPTQ`: so that on the calibration texts later columns make up for the errors of earlier ones.
+    `GPTAQ`: so that they also make up for the errors of earlier layers, at twice the time."""
+    importance: Literal[
+        "Sensitivity", "Search", "Interaction", "LIM", "ZD", "Random", "Reverse", "FirstBlock", "Uniform"
+    ] = "Sensitivity"
+    """What gets more bits. `Sensitivity` measures how far each matrix moves the answers at each width and takes the
+    best choice that fits. `Search` goes on from there by exchanging bits and measuring again. `Interaction` measures
+    which blocks hurt together, at two widths. The others are orders of whole blocks: `LIM` by how much a block
+    changes its input, `ZD` by the spread of its weights; `Random`, `Reverse` (of LIM), `FirstBlock` and `Uniform`
+    are baselines to compare with."""
+    granularity: Literal["Matrix", "Fused", "Block"] = "Matrix"
+    """What gets bits as one under `Sensitivity` and `Search`: each matrix, the matrices that a runtime may fuse
+    (query, key and value; gate and up), or whole blocks."""
+    bits: Annotated[tuple[Literal[2, 3, 4, 5, 6, 8], ...], Field(min_length=1, max_length=6)] = (2, 3, 4, 8)
+    """Bit widths that a matrix may get, ascending."""
     average_bits: Annotated[float, Field(ge=2, le=8), NUMBER] | None = None
     """Cap on the mean bits per quantized weight, scales not counted. Without it the size of the device target
     is the only budget."""
-    group_size: Literal[32, 64, 128, 256] = 64
-    """Consecutive weights of a row that share one scale. Smaller groups are more exact and store more
-    scales."""
+    group_size: Literal[32, 64, 128, 256] | None = None
+    """Consecutive weights of a row that share one scale; must divide every row. Smaller groups are more exact and
+    store more scales. Without it 64, 32 where 64 does not divide a row, and one scale per row where 32 does not
+    either."""
 
 
 class Pipeline(SpecModel):

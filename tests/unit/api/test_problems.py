@@ -55,8 +55,12 @@ FORM = [
     ),
     ("pipeline.mlfs.searchSpace.layers", "[]", "an empty list is not allowed; expected a list of 1 to 8"),
     ("pipeline.mlfs.searchSpace.layers", "1", "expected a list of 1 to 8, got the number 1"),
-    ("pipeline.quantization.bits", "[2, 5]", "5 is not allowed; expected one of 2, 3, 4 or 8"),
-    ("pipeline.quantization.method", "GPTQ", '"GPTQ" is not allowed; expected "RTN"'),
+    ("pipeline.quantization.bits", "[2, 7]", "7 is not allowed; expected one of 2, 3, 4, 5, 6 or 8"),
+    (
+        "pipeline.quantization.method",
+        "Nearest",
+        '"Nearest" is not allowed; expected one of "RTN", "GPTQ" or "GPTAQ"',
+    ),
     (
         "teacher.dtype",
         "fp16",

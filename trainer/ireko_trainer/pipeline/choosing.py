@@ -14,7 +14,14 @@ from ireko_trainer.data import EncodedDataset
 from ireko_trainer.errors import InterruptedRunError
 from ireko_trainer.evaluation import predict
 from ireko_trainer.mlfs import Shape, Supernet, shapes_of_space, skeleton, teacher_shape
-from ireko_trainer.pipeline.bits import BitPlanner, uniform_bits, uniform_size
+from ireko_trainer.pipeline.allocation import Watch
+from ireko_trainer.pipeline.bits import (
+    BitPlanner,
+    answer_kind,
+    group_size,
+    uniform_bits,
+    uniform_size,
+)
 from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.judging import Judge, as_forward, sample_batches
 from ireko_trainer.pipeline.stage import StageAtWork
@@ -105,7 +112,7 @@ def palette_stage(training: Training, *, ordered: FinishedStage) -> FinishedStag
         space=training.mlfs.search_space.model_dump(),
         targets=sorted({limits.max_bytes for limits in device_limits(training)}),
         bits=None if quantization is None else quantization.bits,
-        group=None if quantization is None else quantization.group_size,
+        group=group_size(quantization),
     )
     body = partial(_palette_body, training, ordered)
     return training.runner.run(name="palette", key=key, body=body, alone=True)
@@ -156,7 +163,7 @@ def _predictors(
 ) -> tuple[Callable[[Shape, int | None], int], Callable[[Shape, int | None], float]]:
     """The size of a shape at a width, by arithmetic, and the closeness of its untrained slice to the teacher."""
     quantization = training.request.spec.pipeline.quantization
-    group_size = 64 if quantization is None else quantization.group_size
+    columns = group_size(quantization)
     calibration = training.inputs.calibration
     sample = calibration.take(min(_PALETTE_SAMPLE, len(calibration)))
     judged = judge(training, teacher=model, data=sample, precision=training.precision)
@@ -164,7 +171,7 @@ def _predictors(
 
     @cache
     def size_of(shape: Shape, bits: int | None) -> int:
-        return uniform_size(describe(skeleton(model, shape)), bits=bits, group_size=group_size)
+        return uniform_size(describe(skeleton(model, shape)), bits=bits, group_size=columns)
 
     @cache
     def quality_of(shape: Shape, bits: int | None) -> float:
@@ -172,7 +179,7 @@ def _predictors(
             raise InterruptedRunError(f"stopped in stage {stage.name} at the untrained {shape}")
         slice_ = supernet.extract(shape)
         module_bits = uniform_bits(describe(slice_), bits=bits)
-        with fake_quantized(slice_, bits=module_bits, group_size=group_size):
+        with fake_quantized(slice_, bits=module_bits, group_size=columns):
             return judged.closeness(as_forward(slice_))
 
     return size_of, quality_of
@@ -240,7 +247,8 @@ def _select_body(
     for index, shape in enumerate(shapes):
         source = weights_of(training, shape, full=full, ordered=ordered, trained=trained)
         model = _cut(training, source, shape)
-        bench = _Bench(shape=shape, planner=_planner(training, model), judged=judged)
+        watch = partial(stage.check_stop, index * len(targets), total)
+        bench = _Bench(shape=shape, planner=_planner(training, model, watch), judged=judged)
         entries.append(_float_entry(model, shape, judged))
         for number, limits in enumerate(targets):
             stage.check_stop(index * len(targets) + number, total, f"{shape} for {limits.target}")
@@ -267,13 +275,16 @@ def _cut(training: Training, source: FinishedStage, shape: Shape) -> PreTrainedM
     return make_supernet(training, source).extract(shape).eval()
 
 
-def _planner(training: Training, model: PreTrainedModel) -> BitPlanner:
+def _planner(training: Training, model: PreTrainedModel, watch: Watch) -> BitPlanner:
     spec = training.request.spec
     return BitPlanner(
         model=model,
         quantization=spec.pipeline.quantization,
         batches=lambda: sample_batches(training.inputs.calibration, batch_size=32, device=training.device),
         seed=spec.seed,
+        kind=answer_kind(task=training.inputs.task, regression=training.inputs.regression),
+        draft=True,
+        watch=watch,
     )
 
 
@@ -289,7 +300,7 @@ class _Bench:
     def candidate(self, limits: DeviceLimits) -> Candidate:
         """The shape with the bits that the target has room for; with the lowest bits if it has room for none."""
         plan = self._planner.plan(max_bytes=limits.max_bytes)
-        key = tuple(sorted(plan.block_bits.items()))
+        key = tuple(sorted(plan.module_bits.items()))
         if key not in self._quality:
             with self._planner.applied(plan) as model:
                 self._quality[key] = self._judged.quality(as_forward(model))

@@ -130,6 +130,8 @@ def _importance(quantized: Records) -> Iterator[Importance]:
     for target, record in quantized.items():
         yield Importance(method="LIM", model=target, scores=_by_layer(record["lim"]))
         yield Importance(method="ZD", model=target, scores=_by_layer(record["zd"]))
+        if record["sensitivity"]:
+            yield Importance(method="Sensitivity", model=target, scores=_by_layer(record["sensitivity"]))
 
 
 def _by_layer(scores: Mapping[str, float]) -> dict[str, float]:

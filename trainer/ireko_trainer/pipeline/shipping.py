@@ -13,7 +13,7 @@ import torch
 
 from ireko_api.handoff import REPORT_ARTIFACT_DIR, Family, Member, ModelShape, RunRequest, TeacherSummary
 from ireko_trainer.distributed import World
-from ireko_trainer.pipeline.bits import BitPlanner
+from ireko_trainer.pipeline.bits import BitPlanner, Importance, answer_kind
 from ireko_trainer.pipeline.checkpoints import WEIGHTS_FILE, load_model, weights_sha256
 from ireko_trainer.pipeline.choosing import device_limits, evaluation_data, judge, shape_from
 from ireko_trainer.pipeline.family import Trained
@@ -27,7 +27,7 @@ from ireko_trainer.pipeline.stop import StopFlag
 from ireko_trainer.pipeline.storage import Storage
 from ireko_trainer.pipeline.store import FinishedStage, StageStore, content_key
 from ireko_trainer.pipeline.training import Training
-from ireko_trainer.quant import Importance, save_quantized
+from ireko_trainer.quant import save_quantized
 from ireko_trainer.report import REPORT_FILE, write_report
 from ireko_trainer.search.limits import DeviceLimits
 from ireko_trainer.search.selection import Candidate, require_fit
@@ -35,7 +35,7 @@ from ireko_trainer.serving import Bundle, log_member, write_bundle
 from ireko_trainer.tracking.journal import JOURNAL_FILE
 from ireko_trainer.tracking.runs import FamilyRun
 
-_BASELINE_ORDERS: tuple[Importance, ...] = ("Uniform", "Random", "Reverse")
+_BASELINE_ORDERS: tuple[Importance, ...] = ("LIM", "Uniform", "Random", "Reverse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +126,21 @@ def _quantize_stage(shipping: _Shipping, limits: DeviceLimits, *, part: Part) ->
 
 
 def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork) -> Json:
-    stage.check_stop(0, 1, f"bits for {limits.target}")
+    works = len(_baseline_orders(shipping)) + 2
+    stage.check_stop(0, works, f"bits for {limits.target}")
     model = shipping.training.load(shipping.checkpoint(shipping.trained.members[limits.target]))
     planner = BitPlanner(
         model=model,
         quantization=shipping.request.spec.pipeline.quantization,
-        batches=lambda: sample_batches(shipping.inputs.calibration, batch_size=32),
+        batches=lambda: sample_batches(
+            shipping.inputs.calibration, batch_size=32, device=shipping.training.device
+        ),
         seed=shipping.request.spec.seed,
+        kind=answer_kind(task=shipping.inputs.task, regression=shipping.inputs.regression),
+        watch=partial(stage.check_stop, 0, works),
     )
     plan = planner.plan(max_bytes=limits.max_bytes)
+    weights = planner.weights_for(plan)
     baselines = _baselines(shipping, planner, limits, stage)
     checkpoint = stage.directory / "checkpoint"
     save_quantized(
@@ -142,7 +148,7 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         bits=plan.module_bits,
         group_size=planner.group_size,
         directory=checkpoint,
-        weights=planner.weights,
+        weights=weights,
     )
     # Judged as it ships: loaded from the file by plain transformers.
     loaded = load_model(checkpoint, task=shipping.inputs.task, device=shipping.training.device)
@@ -152,6 +158,7 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         "module_bits": dict(plan.module_bits),
         "lim": planner.lim,
         "zd": planner.zd,
+        "sensitivity": planner.sensitivity,
         "size_bytes": (checkpoint / WEIGHTS_FILE).stat().st_size,
         "sha256": weights_sha256(checkpoint),
         "baselines": baselines,
@@ -163,16 +170,22 @@ def _baselines(
     shipping: _Shipping, planner: BitPlanner, limits: DeviceLimits, stage: StageAtWork
 ) -> list[dict[str, Any]]:
     """The same member at the same budget with bits in other orders: what the chosen order has to beat."""
-    if shipping.request.spec.pipeline.quantization is None:
-        return []
+    orders = _baseline_orders(shipping)
     found = []
-    for index, importance in enumerate(_BASELINE_ORDERS):
-        stage.check_stop(index, len(_BASELINE_ORDERS) + 1, f"baselines for {limits.target}")
+    for index, importance in enumerate(orders):
+        stage.check_stop(index + 1, len(orders) + 2, f"baselines for {limits.target}")
         plan = planner.plan(max_bytes=limits.max_bytes, importance=importance)
         with planner.applied(plan) as model:
             metrics = shipping.judge.metrics(as_forward(model))
         found.append({"importance": importance, "size_bytes": plan.size_bytes, "metrics": metrics})
     return found
+
+
+def _baseline_orders(shipping: _Shipping) -> tuple[Importance, ...]:
+    quantization = shipping.request.spec.pipeline.quantization
+    if quantization is None:
+        return ()
+    return tuple(order for order in _BASELINE_ORDERS if order != quantization.importance)
 
 
 def _require_fit(shipping: _Shipping, limits: DeviceLimits, quantized: FinishedStage) -> None:

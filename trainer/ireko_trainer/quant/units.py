@@ -59,12 +59,7 @@ def find_units(
     fused = _fused(model, layout, batch) if tie == "fused" else {}
     for index, (block, matrices) in enumerate(layout.blocks.items()):
         names = [m.module for m in matrices]
-        groups = {
-            "matrix": [(name,) for name in names],
-            "block": [tuple(names)],
-            "fused": fused.get(block, []),
-        }
-        for group in groups[tie]:
+        for group in _tied(names, tie, fused.get(block, [])):
             add(group, index, ascending)
     for matrix in layout.head:
         add((matrix.module,), None, tuple(sorted({*ascending, OUTSIDE_BITS})))
