@@ -9,7 +9,13 @@ import torch.multiprocessing as multiprocessing
 
 from ireko_trainer.distributed import WorkerResources, World, run_on_workers
 from ireko_trainer.distributed.cluster import interface_of
-from ireko_trainer.errors import UserError
+from ireko_trainer.errors import InterruptedRunError, UserError
+from ireko_trainer.pipeline.files import Json
+from ireko_trainer.pipeline.progress import ProgressMeter, StageCost
+from ireko_trainer.pipeline.stage import StageAtWork, StageRunner
+from ireko_trainer.pipeline.stop import StopFlag
+from ireko_trainer.pipeline.storage import SharedDirectory
+from ireko_trainer.pipeline.store import StageStore
 
 
 def _two_workers(rank: int, directory: str) -> None:
@@ -29,6 +35,39 @@ def test_two_workers_get_the_mean_gradient_and_one_answer(tmp_path: Path) -> Non
         assert torch.equal(gradients[1], torch.tensor([5.0]))
         assert raised
         assert not quiet
+
+
+def _asked_to_stop_alone(rank: int, directory: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    storage = SharedDirectory(Path(directory))
+    runner = StageRunner(
+        store=StageStore(storage=storage),
+        world=World(rank=rank, size=2),
+        stop=StopFlag(storage=storage),
+        meter=ProgressMeter(stages=(StageCost(name="select", cost=1),)),
+        family=None,
+    )
+
+    def body(stage: StageAtWork) -> Json:
+        (Path(directory) / f"worked-{rank}").touch()
+        StopFlag(storage=storage).raise_()
+        for step in range(5):
+            stage.check_stop(step, 5)
+        return {}
+
+    try:
+        runner.run(name="select", key="k", body=body, alone=True)
+    except InterruptedRunError as error:
+        (Path(directory) / f"stopped-{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+def test_a_stop_of_the_worker_that_works_alone_stops_those_that_wait_for_it(tmp_path: Path) -> None:
+    multiprocessing.spawn(_asked_to_stop_alone, args=(str(tmp_path),), nprocs=2)
+
+    assert not (tmp_path / "worked-1").exists()
+    assert (tmp_path / "stopped-0").read_text() == "stopped in stage select after 0 of 5"
+    assert (tmp_path / "stopped-1").read_text() == "stopped in stage select"
 
 
 def test_one_worker_keeps_its_gradients() -> None:

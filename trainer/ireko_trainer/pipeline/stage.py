@@ -131,17 +131,18 @@ class StageRunner:
         part = part or Part(phase=name)
         self._world.barrier()
         done = self._store.finished(name=name, key=key)
-        # Nobody may finish the stage before everybody has looked.
-        self._world.barrier()
-        if done is None:
+        # What one has seen the others may not see yet, and nobody may finish the stage before everybody has looked.
+        if self._world.any(done is not None):
+            done = done or self._now_finished(name=name, key=key)
+            if self._family is not None:
+                self._family.reuse_stage(name=name, key=key, directory=_tracked(done))
+        else:
             if alone:
                 self._work_alone(name=name, key=key, body=body, part=part)
             else:
                 self._work(self._world, name=name, key=key, body=body, part=part)
             self._world.barrier()
             done = self._now_finished(name=name, key=key)
-        elif self._family is not None:
-            self._family.reuse_stage(name=name, key=key, directory=_tracked(done))
         if self._family is not None:
             self._family.progress(
                 self._meter.advance(stage=part.phase, step=part.index + 1, total_steps=part.count)
