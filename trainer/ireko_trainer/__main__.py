@@ -12,8 +12,11 @@ _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
 }
 """A trainer writes to a log, where progress bars are noise; what the environment says already wins."""
+
+_TALKATIVE = ("mlflow", "botocore", "aiobotocore")
 
 
 def main() -> int:
@@ -24,7 +27,8 @@ def main() -> int:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.WARNING)
     # Torch, transformers and MLflow take seconds to import: a wrong command line should not wait for them.
     from ireko_trainer.pipeline.run import run
 
