@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import pytest
 from rig import cgroups
 from rig.cluster import running_cluster
-from rig.errors import UnavailableError
+from rig.fixtures import skipping
 from rig.images import HOST
 
 SLOT = 2
@@ -45,15 +44,10 @@ def traces(directory: Path) -> dict[str, set[str]]:
 
 def test_nothing_is_left_of_a_cluster_that_ran_pods(tmp_path: Path) -> None:
     before = traces(tmp_path)
-    try:
-        with running_cluster(tmp_path, slots=[SLOT]) as cluster:
-            cluster.kubectl(
-                "run", "busy", f"--image={HOST}", "--image-pull-policy=Never", "--", "sleep", "600"
-            )
-            cluster.kubectl("wait", "pod/busy", "--for=condition=Ready", "--timeout=120s")
-            during = traces(tmp_path)
-    except UnavailableError as reason:
-        pytest.skip(f"node tier not run: {reason}")
+    with skipping("node tier"), running_cluster(tmp_path, slots=[SLOT]) as cluster:
+        cluster.kubectl("run", "busy", f"--image={HOST}", "--image-pull-policy=Never", "--", "sleep", "600")
+        cluster.kubectl("wait", "pod/busy", "--for=condition=Ready", "--timeout=120s")
+        during = traces(tmp_path)
     assert [
         kind for kind in ("processes", "links", "control groups", "routes") if before[kind] == during[kind]
     ] == []

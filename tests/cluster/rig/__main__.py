@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,8 @@ from rig.network import MAX_NODES
 from rig.standing import CLAIM, Place, down, hold, up
 
 Nodes = Annotated[int, typer.Option(min=1, max=MAX_NODES, help="How many nodes.")]
+
+Directory = Annotated[Path, typer.Option(help="Where the cluster keeps its state.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -30,9 +33,9 @@ def binaries() -> None:
 
 
 @app.command(name="up")
-def start(nodes: Nodes = 2) -> None:
+def start(nodes: Nodes = 2, directory: Directory = Place.directory) -> None:
     """Start a cluster with KubeRay, MLflow and Ireko, and say how to use it."""
-    place = Place()
+    place = Place(directory.resolve())
     up(place, nodes=nodes)
     programs = ":".join(str(find_or_build(module).directory) for module in (KUBERNETES, HELM))
     print(place.notes.read_text(encoding="utf-8"))
@@ -46,15 +49,15 @@ def start(nodes: Nodes = 2) -> None:
 
 
 @app.command(name="down")
-def stop() -> None:
+def stop(directory: Directory = Place.directory) -> None:
     """End the cluster and remove all of it."""
-    print("The cluster is gone." if down(Place()) else "No cluster was up.")
+    print("The cluster is gone." if down(Place(directory.resolve())) else "No cluster was up.")
 
 
 @app.command(name="hold", hidden=True)
-def keep(nodes: Nodes = 2) -> None:
+def keep(nodes: Nodes = 2, directory: Directory = Place.directory) -> None:
     """Hold the cluster until told to end: what `up` starts in the background."""
-    hold(Place(), nodes=nodes)
+    hold(Place(directory), nodes=nodes)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,28 @@ from rig.mlflow import install_mlflow
 CRD = Path(__file__).parents[3] / "crds" / "ireko.dev_compressionruns.yaml"
 
 
+@contextmanager
+def skipping(tier: str) -> Iterator[None]:
+    """Skip with one sentence what this machine cannot run."""
+    try:
+        yield
+    except UnavailableError as reason:
+        pytest.skip(f"{tier} not run: {reason}")
+
+
 @pytest.fixture(scope="session")
 def bare_api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A real API server with controllers and no definitions; one for the whole session."""
-    try:
-        with running_api_server(tmp_path_factory.mktemp("api-server")) as cluster:
-            yield cluster
-    except UnavailableError as reason:
-        pytest.skip(f"API tier not run: {reason}")
+    with skipping("API tier"), running_api_server(tmp_path_factory.mktemp("api-server")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
 def api_server(bare_api_server: Cluster) -> Cluster:
     """The session's API server, knowing CompressionRun and the kinds of KubeRay."""
     bare_api_server.install_definitions(CRD)
-    install_kuberay_definitions(bare_api_server)
+    with skipping("API tier"):
+        install_kuberay_definitions(bare_api_server)
     return bare_api_server
 
 
@@ -50,13 +58,9 @@ def kuberay(api_server: Cluster, namespace: str, tmp_path: Path) -> Iterator[Pat
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
-    """Two real nodes, with the definition of CompressionRun; one cluster for the whole session."""
-    try:
-        with running_cluster(tmp_path_factory.mktemp("cluster"), nodes=2) as nodes:
-            nodes.install_definitions(CRD)
-            yield nodes
-    except UnavailableError as reason:
-        pytest.skip(f"node tier not run: {reason}")
+    """Two real nodes and nothing on them; one cluster for the whole session."""
+    with skipping("node tier"), running_cluster(tmp_path_factory.mktemp("cluster"), nodes=2) as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope="session")

@@ -15,16 +15,18 @@ NAMESPACE = "ireko-system"
 RELEASE = "ireko"
 
 
-_PATIENCE = {"name": "RAY_raylet_start_wait_time_s", "value": "600"}
-"""Ray gives a node 30 seconds to start, which a machine that is one's whole cluster does not always make."""
+_PATIENCE = {"RAY_raylet_start_wait_time_s": "600", "RAY_NUM_REDIS_GET_RETRIES": "300"}
+"""Ray gives a node 30 seconds to start and 40 to find its head, which a machine that is one's whole cluster does not
+always make."""
 
 
 def this_checkout() -> dict[str, Any]:
     """Values with which the chart runs the programs of this checkout."""
+    environment = [{"name": name, "value": value} for name, value in _PATIENCE.items()]
     return {
         "image": _image(OPERATOR),
         "trainer": {"image": _image(TRAINER)},
-        "podDefaults": {"spec": {"containers": [{"name": TRAINER_CONTAINER, "env": [_PATIENCE]}]}},
+        "podDefaults": {"spec": {"containers": [{"name": TRAINER_CONTAINER, "env": environment}]}},
     }
 
 

@@ -20,7 +20,7 @@ from rig.binaries import say
 from rig.cluster import REPOSITORY, NodeCluster, running_cluster
 from rig.errors import RigError
 from rig.kuberay import install_kuberay
-from rig.network import SLOT_OF_A_PERSON
+from rig.network import SLOT_OF_A_PERSON, SLOTS_OF_TESTS
 from rig.processes import wait_until
 from rig.product import install_ireko
 
@@ -46,6 +46,11 @@ class Place:
     def holder(self) -> Path:
         """The process id of what holds the cluster."""
         return self.directory / "pid"
+
+    @property
+    def slot(self) -> Path:
+        """The number of the slot that the cluster has."""
+        return self.directory / "slot"
 
     @property
     def ready(self) -> Path:
@@ -86,7 +91,10 @@ def hold(place: Place, *, nodes: int) -> None:
     place.holder.write_text(str(os.getpid()), encoding="utf-8")
     try:
         say(f"Starting {nodes} nodes")
-        with running_cluster(place.directory, nodes=nodes, slots=[SLOT_OF_A_PERSON]) as cluster:
+        with running_cluster(
+            place.directory, nodes=nodes, slots=[SLOT_OF_A_PERSON, *SLOTS_OF_TESTS]
+        ) as cluster:
+            place.slot.write_text(str(cluster.addresses.slot), encoding="utf-8")
             for what, install in INSTALLED.items():
                 say(f"Installing {what}")
                 install(cluster)
@@ -133,7 +141,7 @@ def up(place: Place, *, nodes: int) -> None:
     place.log.parent.mkdir(parents=True, exist_ok=True)
     with place.log.open("wb") as log:
         holder = subprocess.Popen(
-            [sys.executable, "-m", "rig", "hold", f"--nodes={nodes}"],
+            [sys.executable, "-m", "rig", "hold", f"--nodes={nodes}", f"--directory={place.directory}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -159,7 +167,8 @@ def down(place: Place) -> bool:
         wait_until(
             lambda: not Path(f"/proc/{pid}").exists(), what=f"process {pid} to end", timeout=_STOP_SECONDS
         )
-    for group in cgroups.remaining(f"ireko{SLOT_OF_A_PERSON}-"):
-        cgroups.remove(group.name)
+    if place.slot.exists():
+        for group in cgroups.remaining(f"ireko{place.slot.read_text(encoding='utf-8')}-"):
+            cgroups.remove(group.name)
     shutil.rmtree(place.directory, ignore_errors=True)
     return pid is not None
