@@ -49,17 +49,20 @@ class Inquiry(KubeClient):
 
     def serves(self, resource: Resource) -> bool:
         """Whether the API server knows the kind."""
-        root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+        return resource.plural in self.known(resource.group, resource.version)
+
+    def known(self, group: str, version: str) -> frozenset[str]:
+        """The plurals of the kinds in one version of a group; none where there is no such thing."""
         try:
-            known = self._call("GET", root).get("resources") or ()
+            answer = self._call("GET", _root(group, version))
         except NotFoundError:
-            return False
-        return any(item.get("name") == resource.plural for item in known)
+            return frozenset()
+        return frozenset(item["name"] for item in answer.get("resources") or ())
 
     def marks(self, resource: Resource, *, namespaces: Sequence[str], selector: str) -> dict[Key, Mark]:
         """The state of every object of a kind, in these namespaces or, if none are named, in all."""
-        root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
-        paths = [resource.path(namespace) for namespace in namespaces] or [f"{root}/{resource.plural}"]
+        everywhere = f"{_root(resource.group, resource.version)}/{resource.plural}"
+        paths = [resource.path(namespace) for namespace in namespaces] or [everywhere]
         return {key: mark for path in paths for key, mark in self._lister.pages(path, selector)}
 
     def may(self, right: Right) -> bool:
@@ -82,6 +85,10 @@ class Inquiry(KubeClient):
             },
         )
         return bool((answer.get("status") or {}).get("allowed"))
+
+
+def _root(group: str, version: str) -> str:
+    return f"/apis/{group}/{version}" if group else f"/api/{version}"
 
 
 class _Lister(KubeClient):

@@ -187,7 +187,7 @@ class Elector:
             self._unreachable = True
         else:
             self._unreachable = False
-        if self.elected.is_set() and not self._fence():
+        if self.elected.is_set() and not self.lost.is_set() and not self._fence():
             self._give_up(_NOT_RENEWED)
 
     def release(self) -> None:

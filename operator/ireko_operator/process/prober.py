@@ -68,7 +68,8 @@ class Prober:
             self._answered = True
 
     def _discover(self) -> None:
-        served = {kind: found for kind in Kind if (found := self._find(kind)) is not None}
+        known: dict[tuple[str, str], frozenset[str]] = {}
+        served = {kind: found for kind in Kind if (found := self._find(kind, known)) is not None}
         if served == self._served:
             return
         for kind in Kind:
@@ -81,10 +82,15 @@ class Prober:
         self._sight.watch(frozenset(served))
         self._watch(served)
 
-    def _find(self, kind: Kind) -> Resource | None:
-        """The first version of a kind that the API server knows."""
-        candidates = (WATCHED[kind].resource, *WATCHED[kind].older)
-        return next((resource for resource in candidates if self._inquiry.serves(resource)), None)
+    def _find(self, kind: Kind, known: dict[tuple[str, str], frozenset[str]]) -> Resource | None:
+        """The first version of a kind that the API server knows; `known` is what it said in this round."""
+        for resource in (WATCHED[kind].resource, *WATCHED[kind].older):
+            place = (resource.group, resource.version)
+            if place not in known:
+                known[place] = self._inquiry.known(*place)
+            if resource.plural in known[place]:
+                return resource
+        return None
 
     def _look(self) -> None:
         for kind, resource in (self._served or {}).items():

@@ -194,6 +194,7 @@ def test_a_leader_that_finds_another_holder_stops_at_once(clock: Clock, shelf: S
     clock.now += 2.0
     only.elector.step()
     assert only.elector.lost.is_set()
+    assert only.elector.why_lost == f"{thief or 'nobody'} holds it"
     assert not only.fence()
 
 
