@@ -28,6 +28,8 @@ LABEL_ATTEMPT = "ireko.dev/attempt"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 
 ENTRYPOINT = "python -m ireko_trainer /etc/ireko/request.json"
+STOP_HOOK = ("python", "-m", "ireko_trainer.stop", "/etc/ireko/request.json")
+"""Runs in the head pod before it is stopped: KubeRay takes the pods of a suspended job away without a word to it."""
 REQUEST_DIRECTORY = "/etc/ireko"
 REQUEST_FILE = "request.json"
 STORAGE_DIRECTORY = "/var/lib/ireko/storage"
@@ -157,7 +159,7 @@ def _job(
             "headGroupSpec": {
                 # Without cores for Ray's own scheduling nothing but the trainer runs on the head.
                 "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **_object_store()},
-                "template": pods.ray(_head_resources(compute, memory)),
+                "template": pods.ray(_head_resources(compute, memory), is_head=True),
             },
             "workerGroupSpecs": [_workers(compute, memory, pods)] if compute.workers else [],
         },
@@ -178,7 +180,7 @@ def _workers(compute: Compute, memory: Memory, pods: _Pods) -> Template:
         "maxReplicas": compute.workers,
         "numOfHosts": 1,
         "rayStartParams": _object_store(),
-        "template": pods.ray(_resources(cpu=each.cpu, memory=memory.worker, gpu=each.gpu)),
+        "template": pods.ray(_resources(cpu=each.cpu, memory=memory.worker, gpu=each.gpu), is_head=False),
     }
 
 
@@ -209,12 +211,15 @@ class _Pods:
     labels: Mapping[str, str]
     platform: Platform
 
-    def ray(self, resources: Template) -> Template:
+    def ray(self, resources: Template, *, is_head: bool) -> Template:
         """A pod of the Ray cluster, whose trainer may use `resources`."""
         spec = self._spec()
         spec["terminationGracePeriodSeconds"] = TERMINATION_GRACE_SECONDS
         spec["volumes"] = self._volumes()
-        spec["containers"] = [self._trainer(resources)]
+        container = self._trainer(resources)
+        if is_head:
+            container["lifecycle"] = {"preStop": {"exec": {"command": list(STOP_HOOK)}}}
+        spec["containers"] = [container]
         return self._finished({"spec": spec}, self._own_template())
 
     def submitter(self) -> Template:

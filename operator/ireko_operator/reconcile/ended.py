@@ -93,11 +93,16 @@ def _failed(record: Record, attempts: Sequence[Record]) -> Verdict:
     lead = "" if final or count == 1 else f"All {count} attempts failed. The last one: "
     return Verdict(
         phase="Failed",
-        reason=Reason(record.reason) if record.reason else Reason.FAILED,
+        reason=_known(record.reason),
         message=f"{lead}{record.message}",
         summary=Reason.FAILED if final else Reason.ATTEMPTS_EXHAUSTED,
         done=True,
     )
+
+
+def _known(reason: str) -> Reason:
+    """A recorded reason; another release may have had one that this one does not know."""
+    return next((known for known in Reason if known == reason), Reason.FAILED)
 
 
 def _back_off(record: Record, due: datetime, now: datetime) -> Verdict:

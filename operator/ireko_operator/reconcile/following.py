@@ -85,8 +85,11 @@ def queued(observed: Observed, number: int, view: ClusterView | None) -> Verdict
     workload = view.workload if view is not None else None
     name = observed.run.spec.compute.queue_name
     queue = f"the queue {name}" if name is not None else "its queue"
-    said = f": {workload.message}" if workload is not None and workload.message else "."
     evicted = workload is not None and workload.state == "Evicted"
+    if workload is None:
+        said = "; Kueue has not taken it up yet."
+    else:
+        said = f": {workload.message}" if workload.message else "."
     what = f"Attempt {number} lost its place to others and waits" if evicted else f"Attempt {number} waits"
     return Verdict(
         phase="Pending",

@@ -898,3 +898,32 @@ def test_the_name_of_an_attempt_follows_from_the_run() -> None:
 
     (told,) = plan(seen(), now=NOW).status.attempts
     assert told.ray_job == attempt_name(run="demo", uid=UID, number=1)
+
+
+@pytest.mark.parametrize(
+    ("workload", "sentence"),
+    [
+        (None, "Attempt 1 waits in the queue gpus; Kueue has not taken it up yet."),
+        (WorkloadView(state="Pending"), "Attempt 1 waits in the queue gpus."),
+        (PENDING, "Attempt 1 waits in the queue gpus: Waiting for quota."),
+        (
+            EVICTED,
+            "Attempt 1 lost its place to others and waits in the queue gpus: Preempted by another.",
+        ),
+    ],
+    ids=str,
+)
+def test_the_queue_is_quoted(workload: WorkloadView | None, sentence: str) -> None:
+    waiting = attempt(**QUEUED, workload=workload)
+    decision = plan(
+        seen(run_with(queueName="gpus"), attempt=waiting, previous=status(record(), active_since=None)),
+        now=NOW,
+    )
+    assert decision.status.conditions[-1].message == sentence
+
+
+def test_a_reason_of_another_release_is_no_obstacle() -> None:
+    last = record(1, "Failed", reason="FromTheFuture", message="Something else happened.")
+    decision = plan(seen(run_with(maxAttempts=1), attempt=failed(), previous=status(last)), now=NOW)
+    assert (decision.status.phase, decision.status.reason) == ("Failed", "Failed")
+    assert decision.status.conditions[-1].message == "Something else happened."

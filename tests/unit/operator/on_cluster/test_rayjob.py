@@ -286,8 +286,11 @@ def test_without_an_image_of_its_own_a_run_takes_the_operators() -> None:
     assert head(built())["containers"][0]["image"] == PLATFORM.trainer_image
 
 
-def test_pods_have_time_to_save_their_state() -> None:
+def test_pods_have_time_to_save_their_state_and_are_told_to() -> None:
     manifests = built()
+    hook = head(manifests)["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert hook == ["python", "-m", "ireko_trainer.stop", "/etc/ireko/request.json"]
+    assert hook[-1] in built().rayjob["spec"]["entrypoint"]
     assert head(manifests)["terminationGracePeriodSeconds"] == 120
     assert worker(manifests)["terminationGracePeriodSeconds"] == 120
 
