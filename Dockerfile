@@ -11,7 +11,7 @@ ARG UV_VERSION=0.13.9
 # Where packages come from, if not from PyPI: the same address for both.
 ARG PIP_INDEX_URL
 ARG UV_DEFAULT_INDEX
-ENV UV_LINK_MODE=copy UV_NO_CACHE=1
+ENV UV_LINK_MODE=copy
 RUN python3 -m venv /build/uv && /build/uv/bin/pip install --no-cache-dir "uv==${UV_VERSION}" \
     && python3 -m venv --without-pip /opt/ireko
 WORKDIR /build/source
@@ -22,11 +22,13 @@ COPY trainer trainer
 
 # The lock is a constraint: only what the extras need is installed, at its pinned version and with its pinned hash.
 FROM build AS build-operator
-RUN /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[operator]' \
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[operator]' \
     && rm -f /opt/ireko/.lock
 
 FROM build AS build-trainer
-RUN /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[trainer,s3]' \
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/uv/bin/uv pip install --python /opt/ireko/bin/python --compile-bytecode --constraint requirements.lock '.[trainer,s3]' \
     && rm -f /opt/ireko/.lock
 
 FROM ${BASE_IMAGE} AS base
