@@ -24,6 +24,7 @@ The last line of standard output is one JSON object.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -212,7 +213,7 @@ class Stage:
         jobs = sorted(self.player.appeared)[:FINISHED]
         for job in jobs:
             request = client.get(CONFIG_MAPS, namespace=NAMESPACE, name=job)["data"][REQUEST_FILE]
-            with redirect_stdout(sys.stderr):  # MLflow announces every run
+            with redirect_stdout(io.StringIO()):  # MLflow announces every run
                 trainer.finish(
                     RunRequest.model_validate_json(request),
                     artifacts=self.directory / "artifacts",

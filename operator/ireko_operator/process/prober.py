@@ -45,19 +45,20 @@ class Prober:
         self._clock = clock
         self._served: Served | None = None
         self._next_look = clock()
+        self._was_in_step = False
         self._answered = True
 
     def run(self, stop: threading.Event) -> None:
         """Ask until `stop` is set."""
         while not stop.is_set():
             self.ask()
-            stop.wait(_SECONDS if self._sight.synced() else _SECONDS_AT_FIRST)
+            stop.wait(_SECONDS if self._in_step() else _SECONDS_AT_FIRST)
 
     def ask(self) -> None:
         """One round; an API server that does not answer is asked again in the next."""
         try:
             self._discover()
-            if not self._sight.synced() or self._clock() >= self._next_look:
+            if not self._in_step() or self._clock() >= self._next_look:
                 self._look()
                 self._next_look = self._clock() + _LOOK_SECONDS
         except KubeError as error:
@@ -66,6 +67,11 @@ class Prober:
             self._answered = False
         else:
             self._answered = True
+
+    def _in_step(self) -> bool:
+        """Whether the watches have caught up since the start; afterwards being a little behind is no news."""
+        self._was_in_step = self._was_in_step or self._sight.synced()
+        return self._was_in_step
 
     def _discover(self) -> None:
         known: dict[tuple[str, str], frozenset[str]] = {}

@@ -43,7 +43,7 @@ class OperatorSettings:
     log_format: LogFormat = "json"
     log_level: str = "info"
     kubeconfig: Path | None = None
-    stop_grace: float = 15.0
+    stop_grace: float = 12.0
     """Seconds that passes which are under way have to end when the process is asked to stop."""
 
 
