@@ -7,10 +7,11 @@ was not done is done by whoever registers next.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -26,6 +27,9 @@ from ireko_operator.telemetry import NoTelemetry, RegistrationResult, Telemetry
 T = TypeVar("T")
 
 _THREADS = 4
+_CLOSE_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
 
 
 class AbandonedError(OperatorError):
@@ -48,16 +52,36 @@ class Background:
     def __init__(self, *, wake: Callable[[Key], None], threads: int = _THREADS) -> None:
         self._wake = wake
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="tracking")
+        self._lock = threading.Lock()
+        self._under_way: set[Future[Any]] = set()
+        self.closing = False
+        """The process ends: what has several steps stops before the next one."""
 
     def submit(self, key: Key, call: Callable[[], T]) -> Future[T]:
-        """Make the call when a thread is free."""
-        future = self._pool.submit(call)
-        future.add_done_callback(lambda _: self._wake(key))
+        """Make the call when a thread is free; `AbandonedError` once this is closed."""
+        with self._lock:
+            if self.closing:
+                raise AbandonedError("Nothing is begun any more: the operator is ending.")
+            future = self._pool.submit(call)
+            self._under_way.add(future)
+        future.add_done_callback(lambda done: self._done(key, done))
         return future
 
-    def close(self) -> None:
-        """Take no more calls and drop those that have not begun; one under way is not waited for."""
+    def close(self, *, seconds: float = _CLOSE_SECONDS) -> None:
+        """Begin no more calls; those under way are waited for, so that a successor does not meet them."""
+        with self._lock:
+            self.closing = True
+            under_way = set(self._under_way)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        _, late = wait(under_way, timeout=seconds)
+        if late:
+            log.warning("%d calls to MLflow did not end within %.0f s", len(late), seconds)
+
+    def _done(self, key: Key, future: Future[Any]) -> None:
+        with self._lock:
+            self._under_way.discard(future)
+        if not future.cancelled():
+            self._wake(key)
 
 
 class Registrar:
@@ -68,7 +92,7 @@ class Registrar:
         *,
         background: Background,
         fence: Callable[[], bool],
-        connect: Callable[[str], MlflowClient] = tracking.connect,
+        connect: Callable[[str], MlflowClient] = tracking.shared,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._background = background
@@ -94,7 +118,7 @@ class Registrar:
         result: RegistrationResult = "failed"
 
         def before() -> None:
-            if not self._fence() or not wanted():
+            if self._background.closing or not self._fence() or not wanted():
                 raise AbandonedError("The registration was cut off; whoever registers next completes it.")
 
         try:

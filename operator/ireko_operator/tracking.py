@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -60,6 +61,12 @@ def connect(uri: str) -> MlflowClient:
         # A database store resolves `models:/m-…` through the process-wide URI, whatever the client was given.
         mlflow.set_tracking_uri(uri)
         return MlflowClient(tracking_uri=uri)
+
+
+@cache
+def shared(uri: str) -> MlflowClient:
+    """The client of this process for the tracking store at `uri`, made once: for a process that lives long."""
+    return connect(uri)
 
 
 _TRANSIENT = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}

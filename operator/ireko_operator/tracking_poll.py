@@ -68,7 +68,7 @@ class TrackingPoll:
         self,
         *,
         wake: Callable[[Key], None],
-        connect: Callable[[str], MlflowClient] = tracking.connect,
+        connect: Callable[[str], MlflowClient] = tracking.shared,
         interval: float = INTERVAL_SECONDS,
         telemetry: Telemetry | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),

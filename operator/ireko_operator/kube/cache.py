@@ -9,8 +9,7 @@ what has gone stays gone: an answer that arrives late does not bring a deleted o
 from __future__ import annotations
 
 import threading
-import time
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -58,12 +57,6 @@ class Snapshot:
     """The attempts of which a container was killed for memory, be its pod there or gone."""
 
 
-@dataclass(slots=True)
-class _Entry:
-    object: Object
-    heard: float
-
-
 @dataclass
 class _Index:
     """Objects by the uid that they hang on."""
@@ -87,10 +80,9 @@ class _Index:
 class Cache:
     """Runs and their children as last seen; safe to be used by several threads, never does I/O."""
 
-    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
+    def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._entries: dict[tuple[Kind, Key], _Entry] = {}
+        self._objects: dict[tuple[Kind, Key], Object] = {}
         self._above = _Index()
         self._jobs: dict[str, Key] = {}
         self._dead: OrderedDict[str, None] = OrderedDict()
@@ -123,10 +115,9 @@ class Cache:
     def snapshot(self, key: Key) -> Snapshot | None:
         """The run and its children, or None where there is no such run."""
         with self._lock:
-            entry = self._entries.get((Kind.RUNS, key))
-            if entry is None or not isinstance(entry.object, RunObject):
+            run = self._objects.get((Kind.RUNS, key))
+            if not isinstance(run, RunObject):
                 return None
-            run = entry.object
             own = self._below(run.meta.uid)
             jobs = [job for job in _of(JobObject, own) if job.meta.owner == run.meta.uid]
             owned = [child for job in jobs for child in self._below(job.meta.uid)]
@@ -140,41 +131,24 @@ class Cache:
             out_of_memory=out_of_memory,
         )
 
-    def silence(self, kind: Kind, key: Key) -> float:
-        """Seconds since anything was heard of an object; infinite where nothing ever was."""
-        with self._lock:
-            entry = self._entries.get((kind, key))
-            return self._monotonic() - entry.heard if entry is not None else float("inf")
-
     def runs(self) -> tuple[Key, ...]:
         """The keys of all runs."""
         with self._lock:
-            return tuple(key for kind, key in self._entries if kind is Kind.RUNS)
-
-    def counts(self) -> Counter[Kind]:
-        """How many objects of each kind are known."""
-        with self._lock:
-            return Counter(kind for kind, _ in self._entries)
+            return tuple(key for kind, key in self._objects if kind is Kind.RUNS)
 
     def _enter(self, kind: Kind, seen: Object) -> set[Key]:
         place = (kind, seen.meta.key)
-        known = self._entries.get(place)
-        if seen.meta.uid in self._dead:
+        known = self._objects.get(place)
+        late = known is not None and seen.meta.version < known.meta.version
+        if late or seen.meta.uid in self._dead:
             return set()
-        if known is not None and known.object.meta.uid != seen.meta.uid:
-            if seen.meta.version < known.object.meta.version:
-                return set()
-            self._remove(kind, known.object.meta)  # deleted and made anew; the end of the first was missed
+        if known is not None and known.meta.uid != seen.meta.uid:
+            self._remove(kind, known.meta)  # deleted and made anew; the end of the first was missed
             known = None
+        self._objects[place] = seen
         if known is None:
-            self._entries[place] = _Entry(seen, self._monotonic())
             self._attach(place, seen.meta)
-            return self._news(kind, seen.meta)
-        known.heard = self._monotonic()
-        if seen.meta.version < known.object.meta.version:
-            return set()
-        same = _without_version(seen) == _without_version(known.object)
-        known.object = seen
+        same = known is not None and _without_version(seen) == _without_version(known)
         return set() if same else self._news(kind, seen.meta)
 
     def _remove(self, kind: Kind, meta: Meta) -> set[Key]:
@@ -182,12 +156,12 @@ class Cache:
         while len(self._dead) > _REMEMBERED_DEAD:
             self._dead.popitem(last=False)
         place = (kind, meta.key)
-        known = self._entries.get(place)
-        if known is None or known.object.meta.uid != meta.uid:
+        known = self._objects.get(place)
+        if known is None or known.meta.uid != meta.uid:
             return set()
-        news = self._news(kind, known.object.meta)
-        del self._entries[place]
-        for uid in _hangs_on(kind, known.object.meta):
+        news = self._news(kind, known.meta)
+        del self._objects[place]
+        for uid in _hangs_on(kind, known.meta):
             self._above.discard(uid, place)
         self._jobs.pop(meta.uid, None)
         if kind is Kind.RUNS:
@@ -208,7 +182,7 @@ class Cache:
         return {run} if run is not None else set()
 
     def _below(self, uid: str) -> list[Object]:
-        return [self._entries[place].object for place in self._above.of(uid)]
+        return [self._objects[place] for place in self._above.of(uid)]
 
 
 def _hangs_on(kind: Kind, meta: Meta) -> tuple[str, ...]:

@@ -132,22 +132,13 @@ class RayJobLauncher:
             self._cache.learn(Kind.JOBS, answer)
 
     def look_for(self, number: int) -> None:
-        """Ask the API server for an attempt that the cache may have missed or lost."""
+        """Ask the API server for an attempt that the cache does not have."""
         meta = self._snapshot.run.meta
-        known = self._job(number)
-        if known is not None:
-            self._refresh(known)
-            return
         name = attempt_name(run=meta.name, uid=meta.uid, number=number)
         try:
             self._cache.learn(Kind.JOBS, self._client.get(JOBS, namespace=meta.namespace, name=name))
         except NotFoundError:
             return
-
-    def silence(self, number: int) -> float:
-        """Seconds since anything was heard of the attempt's RayJob; infinite where it is not known."""
-        job = self._job(number)
-        return self._cache.silence(Kind.JOBS, job.meta.key) if job is not None else float("inf")
 
     def _refresh(self, job: JobObject) -> None:
         try:

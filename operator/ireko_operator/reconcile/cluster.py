@@ -58,8 +58,6 @@ from ireko_operator.tracking_poll import Followed, TrackingPoll
 _LOOKS = 6
 """In one pass, which is more than any plan needs; one that is still not content is asked again soon."""
 _SOON = 1.0
-DOUBT_SECONDS = 600.0
-"""After as long without a word of a living RayJob the API server is asked whether it is still there."""
 _LOOKED_FOR_SECONDS = 60.0
 """How long the answer holds that an attempt's RayJob does not exist."""
 
@@ -114,7 +112,6 @@ class _Scene:
     manifest: CompressionRun | None
     uri: str | None
     decision: Decision
-    alive: bool
 
 
 class ClusterReconciler:
@@ -185,7 +182,6 @@ class ClusterReconciler:
             scene.decision.requeue_after,
             wrote.later,
             _SOON if soon else None,
-            DOUBT_SECONDS if scene.alive else None,
             self._endings.retry_in(memory) if not scene.decision.done else None,
             self._registration(key, scene, memory),
         )
@@ -209,7 +205,6 @@ class ClusterReconciler:
         if self._look_for_missing(launcher, attempts, memory, previous):
             return self._look(key, memory, previous, now)
         memory.gone = snapshot.run.meta.deleting is not None
-        alive = any(attempt.alive for attempt in attempts)
         if manifest.run is None:
             decision = plan_unreadable(
                 _unreadable(snapshot.run, manifest, attempts=attempts, previous=previous), now=now
@@ -229,7 +224,6 @@ class ClusterReconciler:
             manifest=manifest.run,
             uri=uri,
             decision=decision,
-            alive=alive,
         )
 
     def _launcher(
@@ -252,23 +246,15 @@ class ClusterReconciler:
         memory: RunMemory,
         previous: CompressionRunStatus,
     ) -> bool:
-        """Ask the API server for what the cache should have and has not, or not heard of for long."""
-        known = {attempt.number: attempt for attempt in attempts}
-        doubtful = [
-            attempt.number
-            for attempt in previous.attempts
-            if attempt.outcome == "Running" and attempt.number not in known
-        ]
-        doubtful += [
-            number
-            for number, attempt in known.items()
-            if attempt.alive and launcher.silence(number) > DOUBT_SECONDS
-        ]
+        """Ask the API server for attempts that should be there and that no watch has told of."""
+        known = {attempt.number for attempt in attempts}
         asked = False
-        for number in doubtful:
-            if self._monotonic() - memory.looked_for.get(number, float("-inf")) > _LOOKED_FOR_SECONDS:
-                memory.looked_for[number] = self._monotonic()
-                launcher.look_for(number)
+        for attempt in previous.attempts:
+            last = memory.looked_for.get(attempt.number, float("-inf"))
+            due = self._monotonic() - last > _LOOKED_FOR_SECONDS
+            if attempt.outcome == "Running" and attempt.number not in known and due:
+                memory.looked_for[attempt.number] = self._monotonic()
+                launcher.look_for(attempt.number)
                 asked = True
         return asked
 

@@ -38,7 +38,7 @@ class Endings:
         *,
         background: Background,
         registrar: Registrar,
-        connect: Callable[[str], MlflowClient] = tracking.connect,
+        connect: Callable[[str], MlflowClient] = tracking.shared,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._background = background

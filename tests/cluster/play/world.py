@@ -152,7 +152,7 @@ class World:
             self.fence.open = False
             self.operator.close()
         self.fence = Fence()
-        self.cache = Cache(monotonic=self.clock.monotonic)
+        self.cache = Cache()
         self.woken: set[Key] = set()
         self._seen: dict[tuple[str, Key], Mapping[str, Any]] = {}
         client = KubeClient(api=self._api, fence=self.fence, telemetry=self.telemetry, seconds=30)

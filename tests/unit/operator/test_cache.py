@@ -149,15 +149,6 @@ def test_an_answer_without_finalizers_on_a_deleted_object_is_its_end(cache: Cach
     assert cache.snapshot(KEY) is None
 
 
-def test_silence_is_counted_from_the_last_word(cache: Cache) -> None:
-    moments = iter([100.0, 130.0, 145.0])
-    cache = Cache(monotonic=lambda: next(moments))
-    cache.observe("rayjobs", None, job())
-    cache.observe("rayjobs", "MODIFIED", job(version=5))
-    assert cache.silence(Kind.JOBS, ("models", "demo-1")) == 15.0
-    assert cache.silence(Kind.JOBS, ("models", "demo-2")) == float("inf")
-
-
 @pytest.mark.parametrize(
     ("container", "wanted"),
     [

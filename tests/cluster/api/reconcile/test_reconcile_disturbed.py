@@ -282,19 +282,6 @@ def test_a_job_that_vanished_is_found_missing_and_the_run_goes_on(world: World) 
     assert world.job(attempt["number"])["metadata"]["uid"] != job["uid"]
 
 
-def test_a_silent_job_is_asked_after_and_not_before(world: World) -> None:
-    world.start()
-    world.play("Running", "RUNNING")
-    world.settle()
-    with world.requests.during() as made:
-        world.look()
-    assert made == []
-    world.clock.ahead += timedelta(seconds=700)
-    with world.requests.during() as made:
-        world.look()
-    assert [method for method, _ in made if method == "GET"] == ["GET"]
-
-
 def test_runs_of_one_name_in_a_namespace_that_is_gone_are_forgotten(world: World) -> None:
     world.start()
     key = (world.namespace, "demo")
