@@ -10,11 +10,13 @@ from pathlib import Path
 _SETTINGS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
-"""A trainer writes to a log, where progress bars are noise; what the environment says already wins."""
+"""A trainer writes to a log, where progress bars are noise. Its workers import Torch, which takes longer than Ray Train
+waits for them where the disk is cold. What the environment says already wins."""
 
 _TALKATIVE = ("mlflow", "botocore", "aiobotocore")
 

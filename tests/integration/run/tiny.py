@@ -271,15 +271,21 @@ class Undisturbed:
     registry: dict[str, Any]
 
 
-def finish(process: subprocess.Popen[str]) -> Ran:
+def finish(process: subprocess.Popen[str], *, patience: float = PATIENCE_SECONDS) -> Ran:
     """Wait for a command to end."""
-    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    stdout, stderr = process.communicate(timeout=patience)
     return Ran(exit_status=process.returncode, stdout=stdout, stderr=stderr)
 
 
-def wait_until(reached: Callable[[], bool], *, process: subprocess.Popen[str], seconds: float = 0.01) -> bool:
+def wait_until(
+    reached: Callable[[], bool],
+    *,
+    process: subprocess.Popen[str],
+    seconds: float = 0.01,
+    patience: float = PATIENCE_SECONDS,
+) -> bool:
     """Wait for something that a command does; False when the command ended without it."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
     while not reached():
         if process.poll() is not None:
             return False
