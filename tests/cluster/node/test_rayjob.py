@@ -33,7 +33,6 @@ def container(name: str, **fields: Any) -> dict[str, Any]:
         "HOME": "/tmp",
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "600",
         "RAY_NUM_REDIS_GET_RETRIES": "300",
         "RAY_memory_usage_threshold": "1.0",
     }

@@ -165,7 +165,7 @@ def _control_plane(directory: Path, switch: Switch) -> Iterator[ControlPlane]:
 
 
 def _start_dns(plane: ControlPlane, switch: Switch) -> Process:
-    """The cluster's DNS, beside the bridge; it may list what it answers for and no more than that."""
+    """The cluster's DNS, beside the bridge."""
     return Process(
         name="dns",
         command=[

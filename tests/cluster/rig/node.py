@@ -218,6 +218,8 @@ class Node:
             "containerRuntimeEndpoint": f"unix://{_SOCKET}",
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": f"/{self._cgroup}",
+            # The nodes share one machine's cores. Limits on top of that make Ray miss its own start-up deadlines.
+            "cpuCFSQuota": False,
             "failCgroupV1": False,
             "failSwapOn": False,
             "oomScoreAdj": 0,

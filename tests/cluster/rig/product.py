@@ -15,9 +15,9 @@ NAMESPACE = "ireko-system"
 RELEASE = "ireko"
 
 
-_PATIENCE = {"RAY_raylet_start_wait_time_s": "600", "RAY_NUM_REDIS_GET_RETRIES": "300"}
-"""Ray gives a node 30 seconds to start and 40 to find its head, which a machine that is one's whole cluster does not
-always make."""
+_PATIENCE = {"RAY_NUM_REDIS_GET_RETRIES": "300"}
+"""A worker of Ray gives its head 40 seconds to start, which a machine that is one's whole cluster does not always
+make."""
 
 
 def this_checkout() -> dict[str, Any]:
