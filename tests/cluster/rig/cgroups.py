@@ -12,6 +12,7 @@ from pathlib import Path
 from rig.errors import RigError
 
 _ROOT = Path("/sys/fs/cgroup")
+_SHARES_OF_A_CORE = 1024
 _CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")
 
 
@@ -25,6 +26,10 @@ def make(name: str) -> None:
         return
     for hierarchy in _hierarchies():
         (hierarchy / name).mkdir(exist_ok=True)
+        if (hierarchy / name / "cpu.shares").exists():
+            # Otherwise all pods of the node together weigh as much as one process of the machine.
+            shares = _SHARES_OF_A_CORE * (os.cpu_count() or 1)
+            (hierarchy / name / "cpu.shares").write_text(str(shares), encoding="utf-8")
         for file in ("cpuset.cpus", "cpuset.mems"):
             if (hierarchy / file).exists():
                 (hierarchy / name / file).write_text(
