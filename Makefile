@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo test check unit integration format lock generate clean
+.PHONY: help setup demo test check unit integration cluster-tests cluster cluster-down format lock generate clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,7 +32,7 @@ demo: $(READY) ## Compress MiniLM for three device classes, register the family 
 	@OMP_NUM_THREADS= $(BIN)/ireko run examples/quickstart.yaml
 	@echo "==> Demo finished. See the family again with: $(BIN)/ireko show quickstart"
 
-test: $(READY) check unit integration ## Run every check and every test.
+test: $(READY) check unit integration cluster-tests ## Run every check and every test.
 	@echo "==> All checks and tests passed."
 
 check: $(READY) ## Lint, formatting, types, import contracts.
@@ -41,6 +41,8 @@ check: $(READY) ## Lint, formatting, types, import contracts.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@if command -v helm >/dev/null; then helm lint --strict --quiet charts/ireko --set tracking.uri=http://mlflow; \
+		else echo "helm lint is not run here: no helm on the PATH (the cluster tests bring their own)"; fi
 
 unit: $(READY)
 	@echo "==> Unit tests"
@@ -50,12 +52,24 @@ integration: $(READY)
 	@echo "==> Integration tests: real MLflow, real Ray, killed runs"
 	@$(BIN)/python -m pytest tests/integration -q
 
+cluster-tests: $(READY)
+	@echo "==> Cluster tests: a real API server, real nodes where this machine can have them"
+	@$(BIN)/python -m pytest tests/cluster -q
+
+cluster: $(READY) ## Start a small real Kubernetes on this machine with KubeRay, MLflow and Ireko (root).
+	@PYTHONPATH=tests/cluster $(BIN)/python -m rig up
+
+cluster-down: $(READY) ## End that cluster and remove all of it.
+	@PYTHONPATH=tests/cluster $(BIN)/python -m rig down
+
 format: $(READY) ## Format and fix what ruff can fix.
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-generate: $(READY) ## Write the files that are generated from the models: the CRD and its reference page.
+generate: $(READY) ## Write the files that are generated from the models: the CRD, its reference page, the runbook.
 	@$(BIN)/ireko crd > crds/ireko.dev_compressionruns.yaml
 	@$(BIN)/python -c 'from ireko_api.reference import markdown; print(markdown(), end="")' > docs/reference/compressionrun.md
+	@$(BIN)/python -c 'from ireko_api.runbook import markdown; print(markdown(), end="")' > docs/runbook.md
+	@cp crds/ireko.dev_compressionruns.yaml charts/ireko/files/
 
 lock: ## Resolve pyproject.toml anew into requirements.lock.
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
