@@ -143,7 +143,7 @@ class Cluster:
                 == 0
             ),
             what="the definitions to be served",
-            timeout=60,
+            timeout=300,
         )
 
     @contextmanager

@@ -62,7 +62,7 @@ def running_kuberay(cluster: Cluster, log: Path, *, namespace: str | None = None
         wait_until(
             lambda: "Starting workers" in operator.tail(400),
             what="KubeRay's operator",
-            timeout=60,
+            timeout=240,
             watched=[operator],
         )
         yield operator
@@ -87,7 +87,7 @@ def install_kuberay(cluster: Cluster) -> None:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     cluster.apply_all([namespace, *documents])
     cluster.kubectl(
-        "rollout", "status", "deployment/kuberay-operator", "-n", NAMESPACE, "--timeout=180s", timeout=200
+        "rollout", "status", "deployment/kuberay-operator", "-n", NAMESPACE, "--timeout=600s", timeout=620
     )
 
 

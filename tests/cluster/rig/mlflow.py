@@ -20,7 +20,7 @@ def install_mlflow(cluster: NodeCluster) -> Path:
     cluster.apply("-f", "-", manifest=namespace)
     folder = cluster.shared_storage(NAMESPACE)
     cluster.apply_all([_service(), _deployment()])
-    cluster.kubectl("rollout", "status", "deployment/mlflow", "-n", NAMESPACE, "--timeout=300s", timeout=320)
+    cluster.kubectl("rollout", "status", "deployment/mlflow", "-n", NAMESPACE, "--timeout=600s", timeout=620)
     return folder
 
 
