@@ -14,6 +14,7 @@ is made before would take what has not been listed yet for missing.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -172,7 +173,7 @@ class Operator:
         logger.info("Listening on %s:%d for probes and scrapes.", self._settings.host, self._server.port)
         self._campaign()
         if self._until(lambda: self._leading):
-            self._watches.start()
+            self._threads.append(self._watches.start())
             self._spawn("prober", lambda: self._prober.run(self._stop))
             if self._until(self._sight.synced):
                 self._work()
@@ -195,6 +196,8 @@ class Operator:
         self._synced = True
         logger.info("Everything that exists has been seen: %d runs.", len(self._cache.runs()))
         self._next_resync = time.monotonic() + _RESYNC_SECONDS
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays for good: half a second of every full collection
         self._poll.start()
         self._workers.start()
         self._until(lambda: False)

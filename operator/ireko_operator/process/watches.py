@@ -52,10 +52,11 @@ class Watches:
         self._down_since: float | None = None
         self._thread = threading.Thread(target=self._supervise, name="watches", daemon=True)
 
-    def start(self) -> None:
-        """Begin; nothing is watched before `watch` names kinds."""
+    def start(self) -> threading.Thread:
+        """Begin, in the thread returned; nothing is watched before `watch` names kinds."""
         self._down_since = time.monotonic()
         self._thread.start()
+        return self._thread
 
     def watch(self, served: Served) -> None:
         """Watch these kinds from now on."""
