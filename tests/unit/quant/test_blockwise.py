@@ -188,6 +188,32 @@ def test_gptq_keeps_a_model_closer_than_rounding(decoder: Decoder) -> None:
     assert gap(found) < 0.7 * gap(rounded)
 
 
+@pytest.mark.parametrize("style", ["bert", "llama", "gemma3", "gpt2"])
+def test_passes_in_bfloat16_give_nearly_the_same_weights(
+    style: str, model_of: Callable[[str], PreTrainedModel]
+) -> None:
+    model, batches = model_of(style), batches_of(style)
+    bits = block_bits(model, 3)
+    exact, fast = (
+        dict(
+            gptq_blocks(
+                source=ModelInMemory(model),
+                batches=batches,
+                bits=bits,
+                group_size=32,
+                options=GptqOptions(precision=precision),
+            )
+        )
+        for precision in (torch.float32, torch.bfloat16)
+    )
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    for name, tensor in exact.items():
+        weight = weight_matrix(model.get_submodule(name)).detach()
+        errors = [float((dequantize(one) - weight).norm()) for one in (fast[name], tensor)]
+        assert errors[0] < 1.1 * errors[1]
+        assert float((fast[name].codes == tensor.codes).float().mean()) > 0.8
+
+
 def test_asymmetric_calibration_changes_later_blocks_only(decoder: Decoder) -> None:
     model, batches = decoder("llama"), batches_of("llama")
     bits = block_bits(model, 2)

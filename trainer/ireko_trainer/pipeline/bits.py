@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ireko_api.spec import Quantization
 from ireko_trainer.pipeline.allocation import MeasuredAllocator, Watch
+from ireko_trainer.pipeline.precision import training_precision
 from ireko_trainer.quant import (
     BudgetTooSmallError,
     GptqOptions,
@@ -166,7 +167,8 @@ class BitPlanner:
     @property
     def _options(self) -> GptqOptions:
         asymmetric = self._quantization is not None and self._quantization.method == "GPTAQ"
-        return GptqOptions(asymmetry=_GPTAQ_SHARE if asymmetric else 0.0)
+        precision = training_precision(wanted="auto", device=self.model.device)
+        return GptqOptions(asymmetry=_GPTAQ_SHARE if asymmetric else 0.0, precision=precision)
 
     def _by_measure(self, importance: Measured, max_bytes: int) -> dict[str, int]:
         if self._draft or importance == "Sensitivity":

@@ -32,7 +32,7 @@ from ireko_trainer.quant.checkpoint import (
 )
 from ireko_trainer.quant.divergence import Kind
 from ireko_trainer.quant.evolve import SearchSettings, SearchState, evolve
-from ireko_trainer.quant.gptq import GptqOptions, gptq
+from ireko_trainer.quant.gptq import GptqOptions
 from ireko_trainer.quant.grid import (
     GroupSizeError,
     QuantizedTensor,
@@ -90,7 +90,6 @@ __all__ = [
     "fake_quantize_",
     "fake_quantized",
     "find_units",
-    "gptq",
     "gptq_blocks",
     "gptq_database",
     "importance_tiers",

@@ -92,7 +92,7 @@ def gptq_blocks(
     first = {name: tensor[:1, :_PROBE_TOKENS] for name, tensor in inputs(batches[0]).items()}
     probe = source.record(first)
     recorded = [source.record(batch) for batch in batches]
-    stream = _Stream(recorded, asymmetric=options.asymmetry != 0)
+    stream = _Stream(recorded, group_size=group_size, options=options)
     for index, name in enumerate(source.names):
         with source.block(name) as block:
             modules = _targets(block, name, bits)
@@ -100,7 +100,7 @@ def gptq_blocks(
                 block=block, modules=modules, hidden=probe.hidden, arguments=probe.arguments[index]
             )
             widths = {key: bits[f"{name}.{key}"] for key in modules}
-            done = stream.through(block, index, modules, groups, widths, group_size, options)
+            done = stream.through(block, index, modules, groups, widths)
         yield from ((f"{name}.{key}", tensor) for key, tensor in done.items())
         if on_block is not None:
             on_block(index + 1, len(source.names))
@@ -191,10 +191,12 @@ def _dense_pass(
 class _Stream:
     """The calibration batches between two blocks."""
 
-    def __init__(self, recorded: Sequence[Recorded], *, asymmetric: bool) -> None:
-        self._recorded = recorded
-        self._hidden = [one.hidden for one in recorded]
-        self._dense = list(self._hidden) if asymmetric else None
+    def __init__(self, recorded: Sequence[Recorded], *, group_size: int, options: GptqOptions) -> None:
+        self._recorded = [one.to(options.precision) for one in recorded]
+        self._hidden = [one.hidden for one in self._recorded]
+        self._dense = list(self._hidden) if options.asymmetry else None
+        self._group_size = group_size
+        self._options = options
 
     def through(
         self,
@@ -203,34 +205,33 @@ class _Stream:
         modules: Mapping[str, nn.Module],
         groups: Sequence[tuple[str, ...]],
         widths: Mapping[str, int],
-        group_size: int,
-        options: GptqOptions,
     ) -> dict[str, QuantizedTensor]:
         """Quantize the block and take the batches through it."""
-        reference = copy.deepcopy(block) if self._dense is not None else None
+        exact = self._options.precision == torch.float32
+        runner = block if exact else copy.deepcopy(block).to(self._options.precision)
+        reference = copy.deepcopy(runner) if self._dense is not None else None
         done: dict[str, QuantizedTensor] = {}
         with (
-            self._lockstep(block, index, groups, self._hidden) as passes,
+            self._lockstep(runner, index, groups, self._hidden) as passes,
             self._dense_lockstep(reference, index, groups) as dense,
         ):
             for group in groups:
-                hessian = self._moments(passes, dense, group[0])
                 solved = gptq_together(
                     {key: weight_matrix(modules[key]) for key in group},
-                    hessian=hessian,
+                    hessian=self._moments(passes, dense, group[0]),
                     bits=widths,
-                    group_size=group_size,
-                    options=options,
+                    group_size=self._group_size,
+                    options=self._options,
                 )
                 for key, tensor in solved.items():
-                    put_weight(modules[key], dequantize(tensor))
+                    put_weight(runner.get_submodule(key), dequantize(tensor).to(self._options.precision))
                 done |= solved
             self._hidden = passes.finish()
             if dense is not None:
                 self._dense = dense.finish()
         for key, module in modules.items():
             if key not in done:  # the calibration data never calls it
-                done[key] = quantize(weight_matrix(module), bits=widths[key], group_size=group_size)
+                done[key] = quantize(weight_matrix(module), bits=widths[key], group_size=self._group_size)
         return done
 
     def _moments(self, passes: Lockstep, dense: Lockstep | None, name: str) -> Hessian:

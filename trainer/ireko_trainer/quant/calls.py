@@ -42,6 +42,24 @@ class Recorded:
     mask: Tensor | None
     """[B, S] bool: which tokens are real. None: all of them."""
 
+    def to(self, dtype: torch.dtype) -> Recorded:
+        """The same with floating tensors of another type."""
+        arguments = tuple(
+            Arguments(args=_cast(one.args, dtype), kwargs=_cast(dict(one.kwargs), dtype))
+            for one in self.arguments
+        )
+        return Recorded(hidden=self.hidden.to(dtype), arguments=arguments, mask=self.mask)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_cast(one, dtype) for one in value)
+    if isinstance(value, dict):
+        return {name: _cast(one, dtype) for name, one in value.items()}
+    return value
+
 
 class _AfterBlocksError(Exception):
     """Ends a forward pass that has served its purpose."""

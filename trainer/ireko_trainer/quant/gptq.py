@@ -41,6 +41,8 @@ class GptqOptions:
     """Weigh the errors by the inputs when the scales are searched."""
     asymmetry: float = 0.0
     """GPTAQ's share of the error inherited from earlier layers that this layer makes up for; 0 is plain GPTQ."""
+    precision: torch.dtype = torch.float32
+    """Of the passes of the calibration data. Second moments and rounding are float32 always."""
 
 
 DEFAULT_OPTIONS = GptqOptions()
