@@ -32,8 +32,9 @@ class DataSource(SpecModel):
     )
 
     uri: Annotated[Text, trimmed(max_length=1024)]
-    """Where the table is: a path (relative paths start at the manifest) or a URI of any scheme that fsspec
-    knows, such as `s3://bucket/train.parquet`. A name that ends in `.gz` is decompressed."""
+    """Where the table is: a path (relative paths start at the manifest, on a cluster at the storage's volume) or a
+    URI of any scheme that fsspec knows, such as `s3://bucket/train.parquet`. A name that ends in `.gz` is
+    decompressed."""
     format: Format = "auto"
     """How the table is written. `auto` goes by the file's name: `.jsonl`, `.csv` and `.tsv`, `.parquet`,
     `.txt`, each with or without `.gz`."""

@@ -111,7 +111,8 @@ class PersistentVolumeClaim(SpecModel):
         ]
         | None
     ) = None
-    """Directory of the volume below which everything is kept. Without it the volume's top."""
+    """Directory of the volume below which everything is kept, and which relative paths of `teacher` and `data` start
+    at. Without it the volume's top."""
 
 
 class ObjectStore(SpecModel):

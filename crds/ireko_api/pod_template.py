@@ -2,7 +2,7 @@
 
 Only the fields that a training pod can have a use for are taken; below them anything that Kubernetes takes is.
 What they may say is the operator's policy. Naming them one by one also makes the template immutable: the API
-server does not see that one unknown field was exchanged for another.
+server does not see that one unknown field was exchanged for another, which is why there is none.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ def _not_too_large(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+_ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}
+"""The values of a map, and not the map itself: only then does the API server see that a key was exchanged."""
 AnyMapping = Annotated[
     dict[str, Any],
-    Field(max_length=64, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}),
+    Field(max_length=64, json_schema_extra={"additionalProperties": _ANYTHING}),
     AfterValidator(_not_too_large),
 ]
 """An object of Kubernetes' own, whose form only the API server knows."""

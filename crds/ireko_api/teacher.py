@@ -25,9 +25,9 @@ class Teacher(SpecModel):
 
     model: Annotated[Text, trimmed(max_length=1024)]
     """Where the teacher's checkpoint directory is. One of `hf://org/name` (the Hugging Face hub), a path or
-    `file://path` (relative paths start at the manifest), `s3://bucket/dir` or any other scheme that fsspec
-    knows, `models:/name@alias` (the MLflow registry), or `package://python_package/dir` (files of an
-    installed package)."""
+    `file://path` (relative paths start at the manifest, on a cluster at the storage's volume), `s3://bucket/dir` or
+    any other scheme that fsspec knows, `models:/name@alias` (the MLflow registry), or `package://python_package/dir`
+    (files of an installed package)."""
     revision: Annotated[Text, trimmed(max_length=256)] | None = None
     """Branch, tag or commit of a hub model; only with `hf://`. Without it the newest commit of the main
     branch is used, which may change from one run to the next."""

@@ -27,6 +27,8 @@ _problems, _manifests = _load("test_problems"), _load("conftest")
 MINIMAL: Manifest = _manifests.MINIMAL
 FORM: list[tuple[str, str, str]] = _problems.FORM
 RULES: list[tuple[dict[str, Any], str, str]] = _problems.RULES
+WHOLE: str = _problems.WHOLE
+ABSENT: object = _manifests.ABSENT
 edited = cast("Callable[[Manifest, dict[str, Any]], Manifest]", _manifests.edited)
 
 

@@ -524,7 +524,9 @@ WHOLE = inspect.cleandoc(
         serviceAccountName: trainer
         nodeSelector: {kubernetes.io/arch: amd64}
         tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
-        podTemplate: {metadata: {labels: {team: edge}}, spec: {affinity: {nodeAffinity: {}}}}
+        podTemplate:
+          metadata: {labels: {team: edge}}
+          spec: {affinity: {nodeAffinity: {}}, containers: [{name: trainer, tty: true}]}
         storage: {persistentVolumeClaim: {claimName: checkpoints, subPath: edge/whole}}
         queueName: gpus
         priorityClassName: low
