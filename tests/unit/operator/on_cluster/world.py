@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 
 from cluster_runs import NOW, run_with, seen, view
 
 from ireko_api.handoff import Failure, Family
+from ireko_api.spec import CompressionRun
 from ireko_api.status import CompressionRunStatus
 from ireko_operator.launch import Attempt, ClusterView, WorkloadView
 from ireko_operator.reconcile.plan import plan
@@ -33,6 +35,19 @@ from ireko_operator.reconcile.verdicts import is_live
 
 MOST_LOOKS = 6
 MAX_ATTEMPTS = 3
+
+
+@cache
+def the_run(*, suspend: bool, queue: str | None) -> CompressionRun:
+    return run_with(
+        suspend=suspend,
+        queueName=queue,
+        maxAttempts=MAX_ATTEMPTS,
+        maxMemory="5Gi",
+        activeDeadlineSeconds=7200,
+        pendingDeadlineSeconds=600,
+        ttlSecondsAfterFinished=3600,
+    )
 
 
 @dataclass(kw_only=True)
@@ -83,17 +98,8 @@ class World:
             for number, job in sorted(self.jobs.items())
         ]
         alive = any(attempt.alive for attempt in attempts)
-        run = run_with(
-            suspend=self.suspend,
-            queueName=self.queue,
-            maxAttempts=MAX_ATTEMPTS,
-            maxMemory="5Gi",
-            activeDeadlineSeconds=7200,
-            pendingDeadlineSeconds=600,
-            ttlSecondsAfterFinished=3600,
-        )
         return seen(
-            run,
+            the_run(suspend=self.suspend, queue=self.queue),
             attempt=attempts[-1] if attempts else None,
             earlier=tuple(attempts[:-1]),
             finalizer=self.finalizer,
