@@ -25,6 +25,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ireko_trainer.quant import calibration_windows
+
 WINDOW = 256
 WINDOWS = 32
 HELD_OUT_STORIES = 231
@@ -45,10 +47,9 @@ class Texts:
 
     def calibration(self, count: int, *, seed: int = 0) -> Tensor:
         """Return `count` windows [count, 256], alternately of both kinds."""
-        generator = torch.Generator().manual_seed(seed)
         halves = [
-            _random_windows(self.calibration_stories, -(-count // 2), generator),
-            _random_windows(self.calibration_articles, -(-count // 2), generator),
+            calibration_windows(tokens=tokens, window=WINDOW, count=-(-count // 2), seed=seed, field="texts")
+            for tokens in (self.calibration_stories, self.calibration_articles)
         ]
         return torch.stack(halves, dim=1).reshape(-1, WINDOW)[:count]
 
@@ -169,8 +170,3 @@ def _even_windows(tokens: Tensor) -> Tensor:
     """`WINDOWS` of the windows that the text divides into, the first and the last among them."""
     count = len(tokens) // WINDOW
     return tokens[: count * WINDOW].view(count, WINDOW)[torch.linspace(0, count - 1, WINDOWS).long()]
-
-
-def _random_windows(tokens: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    starts = torch.randint(0, len(tokens) - WINDOW + 1, (count,), generator=generator)
-    return tokens[starts[:, None] + torch.arange(WINDOW)]

@@ -195,7 +195,7 @@ def test_shared_weights_quantize_the_originals_even_inside_a_candidate(build: An
     assert weights.at(name, 4) is inside
 
 
-def test_tied_weights_stay_floats_and_are_stored_once(tmp_path: Path) -> None:
+def test_tied_embeddings_are_one_matrix_and_load_exactly_in_both_places(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForMaskedLM
 
     config = BertConfig(
@@ -203,13 +203,39 @@ def test_tied_weights_stay_floats_and_are_stored_once(tmp_path: Path) -> None:
     )
     model = BertForMaskedLM(config).eval()
     layout = describe(model)
-    assert "bert.embeddings.word_embeddings" not in {m.module for m in layout.matrices}
+    words = next(m for m in layout.embeddings if m.module == "bert.embeddings.word_embeddings")
+    assert words.aliases == ("cls.predictions.decoder",)
     bits = layout.module_bits(dict.fromkeys(layout.blocks, 4))
     save_quantized(model=model, bits=bits, group_size=64, directory=tmp_path)
     assert file_bytes(tmp_path) == stored_size(layout, bits=bits, group_size=64).total
     loaded = BertForMaskedLM.from_pretrained(tmp_path).eval()
     ids = torch.arange(5, 25)[None]
     fake_quantize_(model, bits=bits, group_size=64)
+    assert torch.equal(output(loaded, {"input_ids": ids}), output(model, {"input_ids": ids}))
+
+
+def test_tied_embeddings_left_out_are_stored_once_as_floats(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=101,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).eval()
+    bits = {"model.layers.0.mlp.up_proj": 5, "model.layers.0.mlp.down_proj": 6}
+    save_quantized(model=model, bits=bits, group_size=64, directory=tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert not [name for name in file.keys() if name.startswith("lm_head")]  # noqa: SIM118
+    assert file_bytes(tmp_path) == stored_size(describe(model), bits=bits, group_size=64).total
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    fake_quantize_(model, bits=bits, group_size=64)
+    ids = torch.arange(5, 25)[None]
     assert torch.equal(output(loaded, {"input_ids": ids}), output(model, {"input_ids": ids}))
 
 

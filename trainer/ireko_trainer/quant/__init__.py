@@ -50,6 +50,7 @@ from ireko_trainer.quant.sensitivity import relinearize, sensitivities
 from ireko_trainer.quant.storage import StoredSize, effective_bits, stored_size
 from ireko_trainer.quant.streaming import ModelOnDisk, quantize_on_disk
 from ireko_trainer.quant.units import Tie, Unit, find_units, module_bits, unit_bytes
+from ireko_trainer.quant.windows import calibration_windows
 
 __all__ = [
     "OUTSIDE_BITS",
@@ -81,6 +82,7 @@ __all__ = [
     "allocation_path",
     "average_bits",
     "block_modules",
+    "calibration_windows",
     "check_group_size",
     "choose_lowered",
     "dequantize",

@@ -11,7 +11,8 @@ Embeddings are stored as one int8 per weight and one scale per row (`naive-quant
 `PreTrainedModel._init_weights` reads `module.weight` of every `nn.Embedding`, which a packed table no longer
 has, and raises AttributeError (linear layers are guarded against this; transformers#47959 and #48123 proposed
 the same guard for embeddings and were closed). Int8 codes live under the name `weight` itself and pass. So 8
-bits is the lowest width of an embedding here.
+bits is the lowest width of an embedding here. A head that is tied to the embeddings shares their codes and has a copy
+of their scales: transformers ties the codes after loading, and each of the two unpacks them on its own.
 
 Never load such a checkpoint with `dequantize=True`: transformers 5.23 then applies the first group's width to
 every layer, without an error.
@@ -177,7 +178,7 @@ def quantization_config(
             group = matrix_group(matrix, group_size=group_size)
             per_row = group == matrix.columns
             key = (matrix.table, bits[matrix.module], 0 if per_row else group)
-            members[key].append(_target(matrix, prefix))
+            members[key] += [_target(name, prefix) for name in (matrix.module, *matrix.aliases)]
     groups = {
         f"{'embeddings' if table else 'linear'}_{width}_bits_{f'group_{group}' if group else 'per_row'}": {
             "targets": targets,
@@ -211,14 +212,15 @@ def pack(quantized: QuantizedTensor) -> Tensor:
     return packed
 
 
-def stored_form(module: str, quantized: QuantizedTensor, *, table: bool) -> dict[str, Tensor]:
+def stored_form(matrix: Matrix, quantized: QuantizedTensor) -> dict[str, Tensor]:
     """Return the entries of the file for one quantized matrix."""
-    scales = {f"{module}.weight_scale": quantized.scales}
-    if table:
-        return {f"{module}.weight": quantized.codes, **scales}
+    name = matrix.module
+    scales = {f"{user}.weight_scale": quantized.scales.clone() for user in (name, *matrix.aliases)}
+    if matrix.table:
+        return {f"{name}.weight": quantized.codes, **scales}
     return {
-        f"{module}.weight_packed": pack(quantized),
-        f"{module}.weight_shape": torch.tensor(quantized.codes.shape),
+        f"{name}.weight_packed": pack(quantized),
+        f"{name}.weight_shape": torch.tensor(quantized.codes.shape),
         **scales,
     }
 
@@ -233,8 +235,8 @@ def check_storable(model: str, layout: Layout, bits: Mapping[str, int]) -> None:
         )
 
 
-def _target(matrix: Matrix, prefix: str) -> str:
-    bare = matrix.module.removeprefix(f"{prefix}.") if prefix else matrix.module
+def _target(module: str, prefix: str) -> str:
+    bare = module.removeprefix(f"{prefix}.") if prefix else module
     optional = rf"(?:{re.escape(prefix)}\.)?" if prefix else ""
     return f"re:^{optional}{re.escape(bare)}$"
 
@@ -255,10 +257,10 @@ def _file_tensors(
     model: PreTrainedModel, bits: Mapping[str, int], weights: QuantizedWeights
 ) -> dict[str, Tensor]:
     state = model.state_dict(keep_vars=True)
-    tables = {m.module for m in weights.layout.embeddings}
     tensors: dict[str, Tensor] = {}
-    for module, width in bits.items():
-        tensors |= stored_form(module, weights.at(module, width), table=module in tables)
+    for matrix in weights.layout.matrices:
+        if matrix.module in bits:
+            tensors |= stored_form(matrix, weights.at(matrix.module, bits[matrix.module]))
     tensors |= {name: as_float16(name, tensor) for name, tensor in _floats(state, bits)}
     for rest in weights.layout.remainder:
         if not rest.floating:
@@ -268,10 +270,8 @@ def _file_tensors(
 
 def _floats(state: Mapping[str, Tensor], bits: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
     """Yield the floating tensors that are not quantized, each once, under the first of its names."""
-    seen: set[int] = set()
+    seen = {id(state[f"{module}.weight"]) for module in bits}
     for name, tensor in state.items():
-        if name.rpartition(".")[0] in bits and name.endswith(".weight"):
-            continue
         if tensor.is_floating_point() and id(tensor) not in seen:
             seen.add(id(tensor))
             yield name, tensor

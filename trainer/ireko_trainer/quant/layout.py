@@ -5,14 +5,14 @@ member is known before the member exists.
 
 Three kinds of matrices. *Blocks* are the transformer layers; their widths are chosen. *Embeddings* (every
 table: words, positions, token types) and the *head* (linear layers outside the blocks) always take 8 bits:
-the head is small, and lower embeddings cannot be loaded, see `checkpoint.py`. Tied matrices, norms and biases
-stay floats. GPT-2's `Conv1D` is a linear layer whose weight lies the other way round; here every matrix is
+the head is small, and lower embeddings cannot be loaded, see `checkpoint.py`. A table to which a head is tied is
+one matrix. Norms and biases stay floats, as do matrices that are shared in any other way. GPT-2's `Conv1D` is a linear layer whose weight lies the other way round; here every matrix is
 [outputs, inputs].
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,6 +37,8 @@ class Matrix:
     table: bool
     transposed: bool = False
     """The module keeps its weight as [columns, rows]."""
+    aliases: tuple[str, ...] = ()
+    """Linear layers that multiply with the same tensor: a language model's head, tied to its embeddings."""
 
     @property
     def weights(self) -> int:
@@ -139,24 +141,39 @@ def put_weight(module: nn.Module, value: Tensor) -> None:
 
 def _matrices(model: nn.Module) -> dict[str, Matrix]:
     kinds = nn.Linear | nn.Embedding | Conv1D
-    owners = Counter(id(module.weight) for module in model.modules() if isinstance(module, kinds))
-    return {
-        name: Matrix(
+    users: defaultdict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            users[id(module.weight)].append(name)
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, kinds):
+            continue
+        aliases = tuple(user for user in users[id(module.weight)] if user != name)
+        if aliases and not _is_tied_table(model, name, aliases):
+            continue
+        found[name] = Matrix(
             module=name,
             rows=weight_matrix(module).shape[0],
             columns=weight_matrix(module).shape[1],
             table=isinstance(module, nn.Embedding),
             transposed=isinstance(module, Conv1D),
+            aliases=aliases,
         )
-        for name, module in model.named_modules()
-        if isinstance(module, kinds) and owners[id(module.weight)] == 1
-    }
+    return found
+
+
+def _is_tied_table(model: nn.Module, name: str, aliases: tuple[str, ...]) -> bool:
+    return isinstance(model.get_submodule(name), nn.Embedding) and all(
+        isinstance(model.get_submodule(alias), nn.Linear) for alias in aliases
+    )
 
 
 def _remainder(model: nn.Module, quantized: set[str]) -> tuple[Remainder, ...]:
-    seen: set[int] = set()
+    state = model.state_dict(keep_vars=True)
+    seen = {id(state[name]) for name in quantized}
     found = []
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in state.items():
         if name in quantized or id(tensor) in seen:
             continue
         seen.add(id(tensor))

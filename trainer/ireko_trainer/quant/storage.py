@@ -64,7 +64,7 @@ class StoredSize:
 def stored_size(layout: Layout, *, bits: Mapping[str, int], group_size: int) -> StoredSize:
     """Return the bytes that `save_quantized` writes for these bits per module; one left out stays float16."""
     tensors = stored_tensors(layout, bits=bits, group_size=group_size)
-    tables = {m.module for m in layout.embeddings}
+    tables = {name for m in layout.embeddings for name in (m.module, *m.aliases)}
     blocks = {m.module for matrices in layout.blocks.values() for m in matrices}
     part = {"embeddings": 0, "blocks": 0, "rest": 0}
     for tensor in tensors:
@@ -117,7 +117,7 @@ def effective_bits(layout: Layout, *, bits: Mapping[str, int], group_size: int) 
 
 
 def _modules(layout: Layout) -> set[str]:
-    return {m.module for m in layout.matrices}
+    return {name for m in layout.matrices for name in (m.module, *m.aliases)}
 
 
 def _quantized(matrix: Matrix, bits: int, group_size: int) -> list[StoredTensor]:
@@ -125,7 +125,12 @@ def _quantized(matrix: Matrix, bits: int, group_size: int) -> list[StoredTensor]
     scales = (matrix.rows, matrix.columns // matrix_group(matrix, group_size=group_size))
     scale = StoredTensor(name=f"{name}_scale", dtype=torch.float16, shape=scales)
     if matrix.table:
-        return [StoredTensor(name=name, dtype=torch.int8, shape=(matrix.rows, matrix.columns)), scale]
+        # A layer that shares the codes needs scales under its own name.
+        more = [
+            StoredTensor(name=f"{alias}.weight_scale", dtype=torch.float16, shape=scales)
+            for alias in matrix.aliases
+        ]
+        return [StoredTensor(name=name, dtype=torch.int8, shape=(matrix.rows, matrix.columns)), scale, *more]
     words = math.ceil(matrix.columns * bits / 32)
     return [
         StoredTensor(name=f"{name}_packed", dtype=torch.int32, shape=(matrix.rows, words)),

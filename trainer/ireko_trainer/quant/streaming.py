@@ -125,8 +125,7 @@ def quantize_on_disk(
     layout = describe(source.model)
     check_storable(type(source.model).__name__, layout, bits)
     directory.mkdir(parents=True, exist_ok=True)
-    tables = {m.module for m in layout.embeddings}
-    inside = {m.module for block in layout.blocks.values() for m in block}
+    inside = {m.module: m for block in layout.blocks.values() for m in block}
     entries = stored_tensors(layout, bits=bits, group_size=group_size)
     with _SafetensorsWriter(directory / WEIGHTS_NAME, entries) as writer:
         for matrix in (*layout.embeddings, *layout.head):
@@ -136,7 +135,7 @@ def quantize_on_disk(
                     bits=bits[matrix.module],
                     group_size=matrix_group(matrix, group_size=group_size),
                 )
-                writer.write(stored_form(matrix.module, tensor, table=matrix.module in tables))
+                writer.write(stored_form(matrix, tensor))
         for module, tensor in gptq_blocks(
             source=source,
             batches=batches,
@@ -145,7 +144,7 @@ def quantize_on_disk(
             options=options,
             on_block=on_block,
         ):
-            writer.write(stored_form(module, tensor, table=False))
+            writer.write(stored_form(inside[module], tensor))
         for name in writer.missing():
             tensor_ = source.tensor(name)
             writer.write({name: as_float16(name, tensor_) if tensor_.is_floating_point() else tensor_})
