@@ -6,8 +6,8 @@ member is known before the member exists.
 Three kinds of matrices. *Blocks* are the transformer layers; their widths are chosen. *Embeddings* (every
 table: words, positions, token types) and the *head* (linear layers outside the blocks) always take 8 bits:
 the head is small, and lower embeddings cannot be loaded, see `checkpoint.py`. A table to which a head is tied is
-one matrix. Norms and biases stay floats, as do matrices that are shared in any other way. GPT-2's `Conv1D` is a linear layer whose weight lies the other way round; here every matrix is
-[outputs, inputs].
+one matrix. Norms and biases stay floats, as do matrices that are shared in any other way. GPT-2's `Conv1D` is a
+linear layer whose weight lies the other way round; here every matrix is [outputs, inputs].
 """
 
 from __future__ import annotations
