@@ -15,9 +15,9 @@ NAMESPACE = "ireko-system"
 RELEASE = "ireko"
 
 
-_PATIENCE = {"RAY_NUM_REDIS_GET_RETRIES": "300"}
+_PATIENCE = {"RAY_NUM_REDIS_GET_RETRIES": "60"}
 """A worker of Ray gives its head 40 seconds to start, which a machine that is one's whole cluster does not always
-make."""
+make. A head that was started again is only found by a worker that gave up and starts again as well."""
 
 
 def this_checkout() -> dict[str, Any]:
