@@ -153,18 +153,19 @@ class ClusterReconciler:
         memory = self._remember(key, snapshot.run.meta.uid)
         now = self._clock()
         previous = status_in(snapshot.run)
-        changed = False
-        for looks in range(1, _LOOKS + 1):
-            scene = self._look(key, memory, previous, now)
-            if scene is None:
-                break
-            acted = self._act(scene, memory, now)
-            changed = changed or acted
-            if not acted or looks == _LOOKS:
-                return self._conclude(key, scene, memory, now, changed=changed, soon=acted)
+        scene: _Scene | None = None
+        for _ in range(_LOOKS):
+            seen = self._look(key, memory, previous, now)
+            if seen is None:
+                break  # what was done until here is written all the same
+            changed, scene = scene is not None, seen
+            if not self._act(scene, memory, now):
+                return self._conclude(key, scene, memory, now, changed=changed, soon=False)
             if memory.refusal is None:
                 previous = scene.decision.status  # true now; after a refusal it is not
-        return Pass(changed=changed)
+        if scene is None:
+            return Pass()
+        return self._conclude(key, scene, memory, now, changed=True, soon=True)
 
     def _conclude(
         self, key: Key, scene: _Scene, memory: RunMemory, now: datetime, *, changed: bool, soon: bool

@@ -154,7 +154,6 @@ class World:
         self.fence = Fence()
         self.cache = Cache()
         self.woken: set[Key] = set()
-        self._seen: dict[tuple[str, Key], Mapping[str, Any]] = {}
         client = KubeClient(api=self._api, fence=self.fence, telemetry=self.telemetry, seconds=30)
         self.poll = TrackingPoll(wake=self.woken.add, clock=self.clock)
         self._background = Background(wake=self.woken.add, threads=2)
@@ -206,13 +205,13 @@ class World:
             for body in self.hands.list(resource, namespace=self.namespace):
                 key = (self.namespace, body["metadata"]["name"])
                 there[resource.plural, key] = body
-        for (kind, key), body in self._seen.items():
+        for (kind, key), known in list(self.cache._objects.items()):
             now = there.get((kind, key))
-            if now is None or now["metadata"]["uid"] != body["metadata"]["uid"]:
-                news |= self.cache.observe(kind, "DELETED", body)
+            if now is None or now["metadata"]["uid"] != known.meta.uid:
+                meta = {"namespace": key[0], "name": key[1], "uid": known.meta.uid}
+                news |= self.cache.observe(kind, "DELETED", {"metadata": meta})
         for (kind, _), body in there.items():
             news |= self.cache.observe(kind, "MODIFIED", body)
-        self._seen = there
         return news
 
     def look(self, name: str = "demo") -> Pass:
