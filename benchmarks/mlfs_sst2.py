@@ -1,6 +1,6 @@
 """Are nested subnets as good as separately distilled ones, and cheaper? MiniLM-L6 on SST-2, against what is simpler.
 
-    python benchmarks/mlfs_sst2.py --seeds 0 1 2   # hours on one CPU thread; goes on where it was stopped
+    python benchmarks/mlfs_sst2.py --seeds 0 1 2   # an hour of one free CPU thread; goes on where it was stopped
     python benchmarks/mlfs_sst2.py --quick         # a minute: 128 texts and a few steps, checks that it runs
 
 One palette of eight standard shapes is nested in a fine-tuned teacher and trained at once. Two of them are looked
@@ -8,18 +8,23 @@ at closely, half and a quarter of the teacher's body (the parameters without emb
 
     untrained       the same slice before training
     alone           the same slice trained by itself for the same number of its own steps, same loss
-    gamma 0         the palette without gradient scaling
-    unordered       the palette without the importance permutation: slices keep arbitrary channels
     first layers    a body of the same size made of the teacher's first layers, trained alone for as many steps
 
-and the palette's training time is set against eight separate distillations, each long enough that their mean
-accuracy is that of the nested eight.
+and, in a palette trained for fewer steps (--short-steps), against that palette
+
+    gamma 0         without gradient scaling
+    unordered       without the importance permutation: slices keep arbitrary channels
+
+The short palette's training time is set against eight separate distillations, tried at growing lengths until their
+mean accuracy, and until their mean KL divergence, is that of the nested eight.
 
 Accuracy is on the 872 sentences of dev: one standard error is one point. KL(teacher ‖ member) in nats is beside it
-and is far less noisy. Time is CPU time of the training process, on one thread: seconds on a free core, whatever
-else the machine does. One teacher (1800 steps, 0.899) serves all seeds; a seed changes the low-rank pairs, the
-order of sentences and the draws of subnets. Every run is kept under benchmarks/.cache/ by its settings, so a
-stopped benchmark goes on and a changed setting runs again; delete the directory after changing the algorithm.
+and is far less noisy. Training reads the texts of at least 12 tokens: most of SST-2's training texts are short
+phrases, and dev is whole sentences. Time is CPU time of the training process, on one thread. The teacher (1800
+steps, 0.899) serves all seeds and is asked once about each text; what asking it costs is measured apart and counted
+on both sides. A seed changes the low-rank pairs, the order of texts and the turns of the subnets. Every run is kept
+under benchmarks/.cache/ by its settings, so a stopped benchmark goes on and a changed setting runs again; delete the
+directory after changing the algorithm.
 
 The last line of standard output is one JSON object.
 """
@@ -27,302 +32,200 @@ The last line of standard output is one JSON object.
 from __future__ import annotations
 
 import argparse
-import copy
-import hashlib
 import json
 import platform
 import statistics
-import sys
-import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import peft
 import torch
-import torch.nn.functional as F
 import transformers
-from sst2_teacher import BATCH_SIZE, QUICK_STEPS, REPOSITORY, STEPS, Sst2, finetuned_teacher, load_sst2
-from torch import Tensor
-from transformers import PreTrainedModel
+from sst2_family import FIRST_LAYERS, PALETTE, TARGETS, Bench, label, report
+from sst2_teacher import QUICK_STEPS, STEPS, finetuned_teacher, load_sst2
 
-from ireko_trainer.data import BatchOrder
-from ireko_trainer.evaluation import Forward, predict
-from ireko_trainer.mlfs import (
-    Distillation,
-    Optimization,
-    Palette,
-    Shape,
-    Supernet,
-    SupernetStage,
-    count_parameters,
-    draw,
-    permute_by_importance,
-    train_supernet,
-)
+from ireko_trainer.mlfs import Shape, count_parameters
 
-CACHE = REPOSITORY / "benchmarks" / ".cache" / "mlfs-sst2"
-HEAD_SIZE = 32
-CALIBRATION_BATCHES = 24
-
-ALL, FOUR, FIRST_THREE = (0, 1, 2, 3, 4, 5), (0, 2, 3, 5), (0, 1, 2)
-
-
-def shape(hidden: int, intermediate: int, layers: tuple[int, ...] = ALL) -> Shape:
-    return Shape(hidden=hidden, heads=hidden // HEAD_SIZE, intermediate=intermediate, layers=layers)
-
-
-TARGETS = {"half": shape(384, 384), "quarter": shape(288, 192)}
-FIRST_LAYERS = {"half": shape(384, 1536, FIRST_THREE), "quarter": shape(384, 384, FIRST_THREE)}
-PALETTE = (
-    *TARGETS.values(),
-    shape(384, 768),
-    shape(384, 192),
-    shape(288, 768),
-    shape(288, 384),
-    shape(384, 768, FOUR),
-    shape(384, 384, FOUR),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training and all that decides its outcome; a run with equal settings is not repeated."""
-
-    shapes: tuple[Shape, ...]
-    steps: int
-    seed: int = 0
-    subnets_per_step: int = 1
-    learning_rate: float = 2e-3
-    gamma: float = 0.5
-    ordered: bool = True
-    distillation: Distillation = field(default_factory=Distillation)
-    teacher_steps: int = STEPS
-
-    @property
-    def digest(self) -> str:
-        """Name of the run in the cache."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
-
-    def own_steps(self, wanted: Shape, full: Shape) -> int:
-        """How many of the steps train this shape."""
-        palette = Palette(shapes=self.shapes)
-        drawn = Counter(
-            one
-            for step in range(self.steps)
-            for one in draw(
-                palette=palette,
-                full=full,
-                count=self.subnets_per_step,
-                seed=self.seed,
-                step=step,
-                in_place=False,
-            )
-        )
-        return drawn[wanted]
-
-
-class Bench:
-    """The teacher, the data, and runs that are remembered."""
-
-    def __init__(self, *, data: Sst2, teacher: PreTrainedModel, teacher_steps: int) -> None:
-        self.data = data
-        self.teacher_steps = teacher_steps
-        self._teachers = {False: teacher, True: self._in_order(teacher)}
-        self.plain_teacher = teacher
-        self.full = Supernet(model=copy.deepcopy(teacher)).full
-
-    def train(self, **settings: Any) -> dict[str, Any]:
-        """The outcome of a run: CPU seconds, and accuracy and KL of every shape in it."""
-        run = Run(**settings, teacher_steps=self.teacher_steps)
-        path = CACHE / f"{run.digest}.json"
-        if not path.is_file():
-            outcome = self._train(run)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"run": asdict(run), **outcome}, indent=1))
-            report(f"{len(run.shapes)} shape(s), {run.steps} steps, seed {run.seed}: {outcome}")
-        return dict(json.loads(path.read_text()))
-
-    def untrained(self, wanted: Shape, *, ordered: bool) -> dict[str, float]:
-        """A slice of the teacher as it is."""
-        return self.quality(Supernet(model=copy.deepcopy(self._teachers[ordered])).forward_fn(wanted))
-
-    def quality(self, forward: Forward) -> dict[str, float]:
-        """Accuracy, and KL(teacher ‖ model) in nats, on dev."""
-        said, labels = self._logits(forward), self.data.dev.labels
-        assert labels is not None
-        divergence = F.kl_div(
-            said.log_softmax(-1), self._teacher_said.log_softmax(-1), reduction="batchmean", log_target=True
-        )
-        return {
-            "accuracy": round((said.argmax(-1) == labels).float().mean().item(), 4),
-            "kl": round(divergence.item(), 4),
-        }
-
-    @cached_property
-    def teacher(self) -> dict[str, float]:
-        """What there is to reach."""
-        return self.quality(lambda batch: self._teachers[False](**batch))
-
-    @cached_property
-    def _teacher_said(self) -> Tensor:
-        return self._logits(lambda batch: self._teachers[False](**batch))
-
-    def _logits(self, forward: Forward) -> Tensor:
-        return predict(forward=forward, data=self.data.dev, task="text-classification", batch_size=64)
-
-    def _in_order(self, teacher: PreTrainedModel) -> PreTrainedModel:
-        ordered = copy.deepcopy(teacher)
-        order = BatchOrder(lengths=self.data.train.lengths, batch_size=BATCH_SIZE, seed=12345)
-        calibration = [self.data.train.batch(order.indices(step)) for step in range(CALIBRATION_BATCHES)]
-        permute_by_importance(model=ordered, batches=calibration)
-        return ordered
-
-    def _train(self, run: Run) -> dict[str, Any]:
-        teacher = self._teachers[run.ordered]
-        supernet = Supernet(model=copy.deepcopy(teacher), precision=torch.bfloat16)
-        order = BatchOrder(lengths=self.data.train.lengths, batch_size=BATCH_SIZE, seed=run.seed)
-        started = time.process_time()
-        train_supernet(
-            supernet=supernet,
-            frozen_teacher=teacher,
-            batches=lambda step: self.data.train.batch(order.indices(step)),
-            stage=SupernetStage(
-                name="benchmark",
-                palette=Palette(shapes=run.shapes),
-                optimization=Optimization(steps=run.steps, learning_rate=run.learning_rate),
-                distillation=run.distillation,
-                subnets_per_step=run.subnets_per_step,
-                gamma=run.gamma,
-                seed=run.seed,
-            ),
-        )
-        seconds = time.process_time() - started
-        members = {label(one): self.quality(supernet.forward_fn(one)) for one in run.shapes}
-        return {"seconds": round(seconds, 1), "members": members}
-
-
-def label(one: Shape) -> str:
-    return f"{one.hidden}/{one.intermediate}/{','.join(map(str, one.layers))}"
-
-
-def report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+ABLATIONS: dict[str, dict[str, Any]] = {"gamma 0": {"gamma": 0.0}, "unordered": {"ordered": False}}
 
 
 def spread(values: list[dict[str, float]]) -> dict[str, float]:
-    """Mean over seeds, and the standard deviation of the accuracy where there are several."""
-    accuracies = [value["accuracy"] for value in values]
+    """Mean over seeds, and the standard deviations where there are several."""
+
+    def deviation(name: str) -> float:
+        return round(statistics.stdev(value[name] for value in values), 4) if len(values) > 1 else 0.0
+
     return {
-        "accuracy": round(statistics.mean(accuracies), 4),
-        "accuracySd": round(statistics.stdev(accuracies), 4) if len(values) > 1 else 0.0,
+        "accuracy": round(statistics.mean(value["accuracy"] for value in values), 4),
+        "accuracySd": deviation("accuracy"),
         "kl": round(statistics.mean(value["kl"] for value in values), 4),
+        "klSd": deviation("kl"),
+        "seeds": len(values),
     }
 
 
-def look_closely(bench: Bench, *, steps: int, subnets: int, seeds: list[int]) -> dict[str, Any]:
-    """Each target in the family against everything simpler."""
-    families = {
-        "member": {},
-        "gamma 0": {"gamma": 0.0},
-        "unordered": {"ordered": False},
-    }
-    common = {"shapes": PALETTE, "steps": steps, "subnets_per_step": subnets}
+def look_closely(
+    bench: Bench, *, palette: dict[str, Any], seeds: list[int], ablation_seeds: list[int]
+) -> dict[str, Any]:
+    """Each target in the family against everything that trains as long."""
     rows: dict[str, Any] = {}
     for name, wanted in TARGETS.items():
-        own = {seed: Run(**common, seed=seed).own_steps(wanted, bench.full) for seed in seeds}
-        row: dict[str, Any] = {
-            family: spread(
-                [bench.train(**common, **changed, seed=seed)["members"][label(wanted)] for seed in seeds]
-            )
-            for family, changed in families.items()
+        member = [bench.train(**palette, seed=seed)["members"][label(wanted)] for seed in seeds]
+        own = {seed: bench.run(**palette, seed=seed).own_steps(wanted, bench.full) for seed in seeds}
+
+        def alone(one: Shape, seeds: list[int], own: dict[int, int] = own) -> dict[str, float]:
+            outcomes = [bench.train(shapes=(one,), steps=own[seed], seed=seed) for seed in seeds]
+            return spread([outcome["members"][label(one)] for outcome in outcomes])
+
+        rows[name] = {
+            "member": spread(member),
+            "ofTeacher": round(spread(member)["accuracy"] / bench.teacher["accuracy"], 4),
+            "ownSteps": round(statistics.mean(own.values())),
+            "alone": alone(wanted, seeds),
+            "first layers": alone(FIRST_LAYERS[name], ablation_seeds),
+            "untrained": bench.untrained(wanted, ordered=True),
+            "untrained, unordered": bench.untrained(wanted, ordered=False),
         }
-        for baseline, alone in (("alone", wanted), ("first layers", FIRST_LAYERS[name])):
-            outcomes = [bench.train(shapes=(alone,), steps=own[seed], seed=seed) for seed in seeds]
-            row[baseline] = spread([outcome["members"][label(alone)] for outcome in outcomes])
-        row["untrained"] = bench.untrained(wanted, ordered=True)
-        row["untrained, unordered"] = bench.untrained(wanted, ordered=False)
-        row["ofTeacher"] = round(row["member"]["accuracy"] / bench.teacher["accuracy"], 4)
-        row["ownSteps"] = round(statistics.mean(own.values()))
-        rows[name] = row
-        report(f"{name}: {row}")
+        report(f"{name}: {rows[name]}")
+    return rows
+
+
+def ablate(
+    bench: Bench, *, palette: dict[str, Any], seeds: list[int], ablation_seeds: list[int]
+) -> dict[str, Any]:
+    """What the parts of the method are worth to the targets; `member, same seeds` is what to compare with."""
+    variants: dict[str, tuple[dict[str, Any], list[int]]] = {
+        "member": ({}, seeds),
+        "member, same seeds": ({}, ablation_seeds),
+        **{name: (changed, ablation_seeds) for name, changed in ABLATIONS.items()},
+    }
+    rows: dict[str, Any] = {}
+    for variant, (changed, its_seeds) in variants.items():
+        runs = [bench.train(**palette, **changed, seed=seed)["members"] for seed in its_seeds]
+        rows[variant] = {
+            name: spread([members[label(wanted)] for members in runs]) for name, wanted in TARGETS.items()
+        }
     return rows
 
 
 def compare_cost(
-    bench: Bench, *, steps: int, subnets: int, lengths: list[int], seeds: list[int]
+    bench: Bench, *, palette: dict[str, Any], lengths: list[int], seeds: list[int]
 ) -> dict[str, Any]:
-    """Training time of the nested eight against eight separate distillations of equal mean accuracy."""
+    """Training time of the nested eight against eight separate distillations that are as good."""
 
-    def mean_accuracy(members: list[dict[str, float]]) -> float:
-        return statistics.mean(member["accuracy"] for member in members)
+    def mean(runs: list[dict[str, Any]]) -> dict[str, float]:
+        members = [member for run in runs for member in run["members"].values()]
+        return {
+            "accuracy": round(statistics.mean(member["accuracy"] for member in members), 4),
+            "kl": round(statistics.mean(member["kl"] for member in members), 4),
+            "seconds": round(sum(run["seconds"] for run in runs), 1),
+        }
 
     seed = seeds[0]
-    nested = bench.train(shapes=PALETTE, steps=steps, subnets_per_step=subnets, seed=seed)
-    goal = mean_accuracy(list(nested["members"].values()))
+    nested = mean([bench.train(**palette, seed=seed)])
     tried = {}
     for length in lengths:
-        alone = [bench.train(shapes=(one,), steps=length, seed=seed) for one in PALETTE]
-        quality = mean_accuracy([member for run in alone for member in run["members"].values()])
-        seconds = sum(run["seconds"] for run in alone)
-        tried[length] = {"accuracy": round(quality, 4), "seconds": round(seconds, 1)}
+        tried[length] = mean([bench.train(shapes=(one,), steps=length, seed=seed) for one in PALETTE])
         report(f"eight alone, {length} steps each: {tried[length]}")
-        if quality >= goal:
+        if tried[length]["kl"] <= nested["kl"] and tried[length]["accuracy"] >= nested["accuracy"]:
             break
-    reached = tried[length]["accuracy"] >= goal
+    equal_by = {
+        "accuracy": [length for length in tried if tried[length]["accuracy"] >= nested["accuracy"]],
+        "kl": [length for length in tried if tried[length]["kl"] <= nested["kl"]],
+    }
+    ratios = {
+        name: _time_ratios(bench, nested=nested, steps=palette["steps"], tried=tried, equal=equal)
+        for name, equal in equal_by.items()
+    }
+    return {"nested": nested, "alone": tried, "timeRatio": ratios}
+
+
+def _time_ratios(
+    bench: Bench,
+    *,
+    nested: dict[str, float],
+    steps: int,
+    tried: dict[int, dict[str, float]],
+    equal: list[int],
+) -> dict[str, Any]:
+    """The nested eight's time over that of eight alone, at the first length that is as good as they are.
+
+    `asked`: the teacher is asked in every step, by all runs. `kept`: its answers are kept, and shared by all runs.
+    """
+    length = equal[0] if equal else max(tried)
+    ask, epoch = bench.teacher_seconds(), bench.steps_per_epoch
+    alone = tried[length]["seconds"]
     return {
-        "nested": {"accuracy": round(goal, 4), "seconds": nested["seconds"]},
-        "alone": tried,
-        # If even the longest tried did not reach the nested eight, the true ratio is smaller still.
-        "timeRatio": round(nested["seconds"] / tried[length]["seconds"], 3),
-        "timeRatioIs": "measured" if reached else "an upper bound",
+        "aloneSteps": length,
+        # If even the longest did not get as far as the nested eight, the true ratio is smaller still.
+        "is": "measured" if equal else "an upper bound",
+        "asked": round((nested["seconds"] + steps * ask) / (alone + 8 * length * ask), 3),
+        "kept": round((nested["seconds"] + min(steps, epoch) * ask) / (alone + min(length, epoch) * ask), 3),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What the user wants, cut down to what takes a minute with --quick."""
     parser.add_argument("--quick", action="store_true", help="128 texts and a few steps; proves nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of training (default 0)")
+    parser.add_argument(
+        "--ablation-seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="seeds of gamma 0 and unordered (default 0)",
+    )
     parser.add_argument("--steps", type=int, default=600, help="steps of the palette (default 600)")
-    parser.add_argument("--subnets", type=int, default=3, help="subnets per step (default 3)")
+    parser.add_argument("--subnets", type=int, default=1, help="subnets per step (default 1)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="at its peak (default 2e-3)")
     parser.add_argument(
         "--alone-steps",
         type=int,
         nargs="+",
-        default=[300, 600, 900],
+        default=[150, 215],
         help="lengths of a separate distillation, tried in turn until the eight are as good as the nested eight",
     )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     if arguments.quick:
-        arguments.steps, arguments.alone_steps = 4, [2]
+        arguments.steps, arguments.short_steps, arguments.alone_steps = 16, 8, [2]
+    if not set(arguments.ablation_seeds) <= set(arguments.seeds):
+        parser.error(f"--ablation-seeds {arguments.ablation_seeds} are not among --seeds {arguments.seeds}")
+    return arguments
+
+
+def main() -> None:
+    arguments = arguments_of(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    torch.set_num_threads(arguments.threads)
     teacher_steps = QUICK_STEPS if arguments.quick else STEPS
     data = load_sst2(limit=128 if arguments.quick else None)
     bench = Bench(
-        data=data, teacher=finetuned_teacher(data=data, steps=teacher_steps), teacher_steps=teacher_steps
+        data=data,
+        teacher=finetuned_teacher(data=data, steps=teacher_steps),
+        common={"learning_rate": arguments.learning_rate, "shortest": 12, "teacher_steps": teacher_steps},
     )
     report(f"teacher: {bench.teacher}")
-    sizes = {name: count_parameters(bench.plain_teacher, one) for name, one in TARGETS.items()}
+    palette = {"shapes": PALETTE, "steps": arguments.steps, "subnets_per_step": arguments.subnets}
+    short = palette | {"steps": arguments.short_steps}
     whole = count_parameters(bench.plain_teacher, bench.full)
+    sizes = {name: count_parameters(bench.plain_teacher, one) for name, one in TARGETS.items()}
     results: dict[str, Any] = {
         "teacher": bench.teacher,
         "targets": look_closely(
-            bench, steps=arguments.steps, subnets=arguments.subnets, seeds=arguments.seeds
+            bench, palette=palette, seeds=arguments.seeds, ablation_seeds=arguments.ablation_seeds
         ),
-        "palette": compare_cost(
-            bench,
-            steps=arguments.steps,
-            subnets=arguments.subnets,
-            lengths=arguments.alone_steps,
-            seeds=arguments.seeds,
-        ),
+        "short": ablate(bench, palette=short, seeds=arguments.seeds, ablation_seeds=arguments.ablation_seeds),
+        "cost": compare_cost(bench, palette=short, lengths=arguments.alone_steps, seeds=arguments.seeds),
         "share": {
             name: {"body": round(size.body / whole.body, 3), "all": round(size.total / whole.total, 3)}
             for name, size in sizes.items()
         },
-        "settings": {"steps": arguments.steps, "subnetsPerStep": arguments.subnets},
+        "settings": {
+            "steps": arguments.steps,
+            "shortSteps": arguments.short_steps,
+            "subnetsPerStep": arguments.subnets,
+            "learningRate": arguments.learning_rate,
+            "teacherSecondsPerStep": round(bench.teacher_seconds(), 4),
+        },
     }
     versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
     versions["python"] = platform.python_version()
