@@ -260,7 +260,8 @@ def test_a_file_that_somebody_changed_is_refused_and_the_stage_is_done_again(
 
 def test_a_bucket_that_does_not_exist_is_named_with_its_field(machine: Machine, tmp_path: Path) -> None:
     machine("here")
-    storage = open_storage("s3://nowhere/run")
+    with on_machine(tmp_path):
+        storage = open_storage("s3://nowhere/run")
 
     with pytest.raises(
         StorageNotWritableError,
