@@ -44,6 +44,8 @@ def write_inputs(folder: Path, *, sst2: Path) -> None:
     )
     BertModel(config).save_pretrained(folder / "teacher")
     BertTokenizerFast(vocab=vocabulary).save_pretrained(folder / "teacher")
+    for file in (folder / "teacher").iterdir():
+        file.chmod(0o644)  # weights are written for their owner alone, and pods are somebody else
 
 
 def _some(lines: Iterator[str], count: int) -> Iterator[dict[str, Any]]:
