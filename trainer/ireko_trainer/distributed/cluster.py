@@ -21,11 +21,23 @@ from ireko_trainer.errors import UserError
 if TYPE_CHECKING:
     from ray.train.torch import TorchConfig
 
+log = logging.getLogger(__name__)
+
 _ADDRESS = "RAY_ADDRESS"
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _PATIENCE_SECONDS = 12 * 3600
 """How long workers wait for each other: while the first one chooses shapes, the others do nothing else. A
 worker that is gone is noticed by Ray."""
+
+_START_TRIES = 3
+"""Ray gives itself 30 seconds to start, which are too short on a machine that is busy with something else."""
+_START_TIMED_OUT = "timed out during startup"
+
+
+class RayStartError(UserError):
+    """Ray could not be started on this machine."""
+
+    reason = "WorkerLost"
 
 
 def in_cluster() -> bool:
@@ -37,7 +49,7 @@ def in_cluster() -> bool:
 def ray_cluster(*, cpus: float, gpus: float) -> Iterator[None]:
     """Connect to the cluster, or start one of this machine, and leave nothing of it behind.
 
-    Raises UserError when the workers ask for more than this machine has.
+    Raises UserError when the workers ask for more than this machine has, RayStartError when Ray does not start.
     """
     import ray
 
@@ -46,13 +58,38 @@ def ray_cluster(*, cpus: float, gpus: float) -> Iterator[None]:
             ray.init(address="auto", log_to_driver=True)
         else:
             _require_room(cpus=cpus, gpus=gpus)
-            # Without a dashboard Ray Train's helpers complain once a second; workers keep logs of their own.
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            _start()
     try:
         yield
     finally:
         # Ray's controller actors outlive a driver that goes without a word.
         ray.shutdown()
+
+
+def _start() -> None:
+    """Start Ray on this machine.
+
+    Raises RayStartError when Ray is not up after several tries.
+    """
+    import ray
+
+    for left in reversed(range(_START_TRIES)):
+        try:
+            # Without a dashboard Ray Train's helpers complain once a second; workers keep logs of their own.
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        except Exception as error:  # Ray raises this one as a bare Exception
+            if _START_TIMED_OUT not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise RayStartError(
+                    f"Ray did not start in {_START_TRIES} tries of 30 seconds: the machine is too busy or short of "
+                    "memory. Nothing is lost: run the same command again when it is less busy, or set "
+                    "spec.compute.workers to 0 to train without Ray"
+                ) from error
+            log.warning("Ray did not start in time; trying again")
+        else:
+            return
 
 
 def _require_room(*, cpus: float, gpus: float) -> None:
