@@ -29,12 +29,13 @@ HIDDEN = ("/run", "/var/lib", "/var/log")
 """Places of this machine that the node gets anew: fixed paths of containerd, runc, CNI, iptables and kubelet are
 below."""
 
+_KUBELET = "/var/lib/kubelet"
 _FOLDERS = (
     "/run/containerd",
     "/run/lock",
     "/run/netns",
     "/var/lib/cni",
-    "/var/lib/kubelet",
+    _KUBELET,
     "/var/log/containers",
 )
 _SOCKET = "/run/containerd/containerd.sock"
@@ -138,7 +139,8 @@ class Node:
 
     def _write_plan(self, cable: Path) -> None:
         directory = self._directory
-        (directory / "log").mkdir(parents=True, exist_ok=True)
+        for folder in ("kubelet", "log"):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
         if not cable.exists():
             os.mkfifo(cable)
         ctr = ["ctr", "--address", _SOCKET]
@@ -149,6 +151,8 @@ class Node:
             "cable": str(cable),
             "hidden": HIDDEN,
             "folders": _FOLDERS,
+            # Sockets lie in it, and the path of a socket may have 107 characters at most.
+            "kept": {_KUBELET: str(directory / "kubelet")},
             "settings": _SETTINGS,
             "containerd": ["containerd", "--config", str(self._containerd_config()), "--log-level", "warn"],
             "ask": [*ctr, "version"],
@@ -247,7 +251,7 @@ class Node:
             f"--kubeconfig={plane.identity(f'system:node:{self.name}', groups=['system:nodes'])}",
             f"--hostname-override={self.name}",
             f"--node-ip={self.address}",
-            f"--root-dir={directory / 'kubelet'}",
+            f"--root-dir={_KUBELET}",
         ]
 
     def _proxy_command(self) -> list[str]:

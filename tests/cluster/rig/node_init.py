@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS_FOR_CONTAINERD = 60
+_LINES_OF_A_LOG = 8
 
 
 def main() -> None:
@@ -36,9 +37,9 @@ def main() -> None:
     while True:
         pid, status = os.wait()
         if pid in started:
-            sys.exit(
-                f"{started[pid]} ended with {os.waitstatus_to_exitcode(status)}: see its log in {plan['log']}"
-            )
+            log = Path(plan["log"], f"{started[pid]}.log").read_text(encoding="utf-8", errors="replace")
+            ends = "\n".join(log.splitlines()[-_LINES_OF_A_LOG:])
+            sys.exit(f"{started[pid]} ended with {os.waitstatus_to_exitcode(status)}; its log ends:\n{ends}")
 
 
 def isolate(plan: dict[str, Any]) -> None:
@@ -51,6 +52,8 @@ def isolate(plan: dict[str, Any]) -> None:
         mount("-t", "tmpfs", "-o", "mode=755", "node", place)
     for place in plan["folders"]:
         Path(place).mkdir(parents=True, exist_ok=True)
+    for place, kept in plan["kept"].items():
+        mount("--bind", kept, place)
     # A kubelet sets these for the whole machine. Here it finds them as it wants them.
     for name, value in plan["settings"].items():
         pretended = Path(plan["state"], name.replace("/", "."))
