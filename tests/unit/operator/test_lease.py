@@ -228,7 +228,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(steps=STEPS)
 def test_never_may_two_write_whatever_is_lost_or_slow(steps: list[tuple[int, str, float, float]]) -> None:
     clock, shelf = Clock(), Shelf()
