@@ -275,6 +275,7 @@ class ClusterReconciler:
         alive = any(attempt.alive for attempt in attempts)
         if uri is None or number == 0 or memory.gone or _is_over(previous):
             self._poll.forget(memory.uid)
+            memory.ending = None
             return Tracked()
         if not alive:
             self._poll.forget(memory.uid)
