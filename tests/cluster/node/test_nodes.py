@@ -56,7 +56,7 @@ def test_a_pod_runs_the_projects_own_python_as_nobody_special(
     program = "import ireko_api, os; print(os.getuid(), ireko_api.__file__)"
     cluster.kubectl("create", "-n", pod_namespace, "-f", "-", manifest=pod("own", "python", "-c", program))
     cluster.kubectl(
-        "wait", "pod/own", "-n", pod_namespace, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s"
+        "wait", "pod/own", "-n", pod_namespace, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s"
     )
     uid, file = cluster.kubectl("logs", "own", "-n", pod_namespace).stdout.split()
     assert uid == "1000"
@@ -75,7 +75,7 @@ def test_a_service_is_found_by_name_from_the_other_node(cluster: NodeCluster, po
     headless = {**service, "metadata": {"name": "direct"}, "spec": {**service["spec"], "clusterIP": "None"}}
     for manifest in (server, service, headless):
         cluster.kubectl("create", "-n", pod_namespace, "-f", "-", manifest=manifest)
-    cluster.kubectl("wait", "pod/web", "-n", pod_namespace, "--for=condition=Ready", "--timeout=120s")
+    cluster.kubectl("wait", "pod/web", "-n", pod_namespace, "--for=condition=Ready", "--timeout=300s")
     client = pod("client", "python3", "-c", fetch, node="node-1", restartPolicy="OnFailure")
     direct = pod(
         "direct-client",
@@ -90,7 +90,7 @@ def test_a_service_is_found_by_name_from_the_other_node(cluster: NodeCluster, po
     for name in ("client", "direct-client"):
         cluster.kubectl(
             "wait", f"pod/{name}", "-n", pod_namespace,
-            "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s",
+            "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s",
         )  # fmt: skip
         assert cluster.kubectl("logs", name, "-n", pod_namespace).stdout == "root\n"
 
@@ -112,7 +112,7 @@ def test_two_nodes_share_what_a_claim_stores(cluster: NodeCluster, pod_namespace
     wait_until(
         lambda: sorted(path.name for path in folder.iterdir()) == ["0", "1"],
         what="both pods to have written",
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -121,7 +121,7 @@ def test_a_memory_limit_kills(cluster: NodeCluster, pod_namespace: str) -> None:
     manifest["spec"]["containers"][0]["resources"] = {"limits": {"memory": "64Mi"}}
     cluster.kubectl("create", "-n", pod_namespace, "-f", "-", manifest=manifest)
     cluster.kubectl(
-        "wait", "pod/greedy", "-n", pod_namespace, "--for=jsonpath={.status.phase}=Failed", "--timeout=120s"
+        "wait", "pod/greedy", "-n", pod_namespace, "--for=jsonpath={.status.phase}=Failed", "--timeout=300s"
     )
     state = json.loads(cluster.kubectl("get", "pod", "greedy", "-n", pod_namespace, "-o", "json").stdout)
     assert state["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] == "OOMKilled"
@@ -132,13 +132,13 @@ def test_a_lost_node_is_noticed_and_takes_part_again_when_it_is_back(
 ) -> None:
     manifest = pod("stays", "sleep", "600", node="node-1", tolerations=[])
     cluster.kubectl("create", "-n", pod_namespace, "-f", "-", manifest=manifest)
-    cluster.kubectl("wait", "pod/stays", "-n", pod_namespace, "--for=condition=Ready", "--timeout=120s")
+    cluster.kubectl("wait", "pod/stays", "-n", pod_namespace, "--for=condition=Ready", "--timeout=300s")
     cluster.kill_node(1)
-    cluster.kubectl("wait", "node/node-1", "--for=condition=Ready=Unknown", "--timeout=120s")
+    cluster.kubectl("wait", "node/node-1", "--for=condition=Ready=Unknown", "--timeout=300s")
     cluster.add_node(1)
     cluster.wait_for_nodes()
     again = pod("again", "true", node="node-1")
     cluster.kubectl("create", "-n", pod_namespace, "-f", "-", manifest=again)
     cluster.kubectl(
-        "wait", "pod/again", "-n", pod_namespace, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s"
+        "wait", "pod/again", "-n", pod_namespace, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s"
     )

@@ -16,7 +16,7 @@ def rig(*arguments: str) -> str:
     """What `python -m rig` prints."""
     command = [sys.executable, "-m", "rig", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=1600)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 

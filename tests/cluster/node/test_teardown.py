@@ -46,7 +46,7 @@ def test_nothing_is_left_of_a_cluster_that_ran_pods(tmp_path: Path) -> None:
     before = traces(tmp_path)
     with skipping("node tier"), running_cluster(tmp_path, slots=[SLOT]) as cluster:
         cluster.kubectl("run", "busy", f"--image={HOST}", "--image-pull-policy=Never", "--", "sleep", "600")
-        cluster.kubectl("wait", "pod/busy", "--for=condition=Ready", "--timeout=120s")
+        cluster.kubectl("wait", "pod/busy", "--for=condition=Ready", "--timeout=300s")
         during = traces(tmp_path)
     assert [
         kind for kind in ("processes", "links", "control groups", "routes") if before[kind] == during[kind]

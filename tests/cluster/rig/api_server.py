@@ -70,7 +70,7 @@ class Cluster:
         manifest: object | None = None,
         kubeconfig: Path | None = None,
         check: bool = True,
-        timeout: float = 120,
+        timeout: float = 400,
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl as the administrator, or as `kubeconfig` says.
 
@@ -167,7 +167,7 @@ class Cluster:
             accounts: list[Any] = core.list_namespaced_service_account(namespace).items
             return any(account.metadata.name == "default" for account in accounts)
 
-        wait_until(there, what=f"the service account `default` in {namespace}", timeout=60)
+        wait_until(there, what=f"the service account `default` in {namespace}", timeout=180)
 
     def stop_api(self) -> None:
         """Kill the API server; everything else stays."""

@@ -56,7 +56,7 @@ class NodeCluster(Cluster):
         """Pull the plug of node `index`. The API server notices when the node's heartbeats stay away."""
         self.nodes.pop(index).stop()
 
-    def wait_for_nodes(self, *, timeout: float = 120) -> None:
+    def wait_for_nodes(self, *, timeout: float = 300) -> None:
         """Wait until every running node is Ready."""
 
         known = self.client().resources.get(api_version="v1", kind="Node")

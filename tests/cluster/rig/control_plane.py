@@ -22,7 +22,7 @@ LOOPBACK = "127.0.0.1"
 ADMINS = "system:masters"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
-_API_READY_SECONDS = 120
+_API_READY_SECONDS = 300
 """Four seconds on an idle machine; a machine that is also compiling gets the time it needs."""
 
 
@@ -115,7 +115,7 @@ class ControlPlane:
     def ready(self) -> bool:
         """Whether the API server says that it is."""
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2, context=self._tls) as answer:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=10, context=self._tls) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False

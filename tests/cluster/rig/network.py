@@ -210,7 +210,7 @@ def wait_until_apart(process: Process, kind: str) -> None:
     wait_until(
         lambda: theirs.exists() and theirs.readlink() != ours.readlink(),
         what=f"the {kind} namespace of {process.name}",
-        timeout=30,
+        timeout=120,
         watched=[process],
     )
 

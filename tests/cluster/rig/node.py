@@ -93,7 +93,7 @@ class Node:
             wait_until(
                 lambda: _open_pipe(cable),
                 what=f"{self.name} to isolate itself",
-                timeout=60,
+                timeout=180,
                 watched=[self.init],
             )
         except BaseException:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_SECONDS_FOR_CONTAINERD = 60
+_SECONDS_FOR_CONTAINERD = 180
 _LINES_OF_A_LOG = 8
 
 

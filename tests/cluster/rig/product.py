@@ -45,7 +45,7 @@ def install_ireko(cluster: NodeCluster, *, helm_home: Path, values: Mapping[str,
     return notes
 
 
-def wait_for_deployments(cluster: NodeCluster, namespace: str, *, seconds: int = 300) -> None:
+def wait_for_deployments(cluster: NodeCluster, namespace: str, *, seconds: int = 600) -> None:
     """Wait until every Deployment of `namespace` is rolled out."""
     names = cluster.kubectl("get", "deployments", "-n", namespace, "-o", "name").stdout.split()
     for name in names:

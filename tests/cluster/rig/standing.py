@@ -27,8 +27,8 @@ from rig.product import install_ireko
 CLAIM = "ireko"
 """The claim in the namespace `default` for the storage of runs."""
 
-_START_SECONDS = 900
-_STOP_SECONDS = 60
+_START_SECONDS = 1500
+_STOP_SECONDS = 180
 
 
 @dataclass(frozen=True)
