@@ -427,6 +427,15 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_with_the_reason(
         load(directory, task="feature-extraction", labels=None)
 
 
+def test_weights_that_only_their_owner_may_read_are_named(
+    load: Callable[..., LoadedTeacher], save_teacher: SaveTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save_teacher()
+    monkeypatch.setattr("os.access", lambda file, _mode: "safetensors" not in str(file))  # root may read all
+    with pytest.raises(UserError, match=r"model.safetensors may not be read by the trainer, which is user"):
+        load(directory, task="feature-extraction", labels=None)
+
+
 def test_encoder_decoder_models_do_neither_task(
     load: Callable[..., LoadedTeacher], save_teacher: SaveTeacher
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,17 @@ def require_loadable(directory: Path, *, trust_remote_code: bool) -> None:
             f"{_FIELD}: {directory} has neither model.safetensors nor pytorch_model.bin; save the teacher "
             "with save_pretrained."
         )
+    _require_readable(directory)
+
+
+def _require_readable(directory: Path) -> None:
+    """Of weights that it may not read, safetensors says that they do not exist."""
+    for file in weight_files(directory):
+        if not os.access(file, os.R_OK):
+            raise UserError(
+                f"{_FIELD}: {file} may not be read by the trainer, which is user {os.getuid()}, and "
+                "save_pretrained writes weights for their owner alone; let everybody read it (chmod a+r)."
+            )
 
 
 def _refuse_code(directory: Path, config: dict[str, Any]) -> None:
