@@ -138,7 +138,7 @@ class Cluster:
         wait_until(
             lambda: (
                 self.kubectl(
-                    "wait", "--for=condition=Established", "--timeout=5s", *applied, check=False
+                    "wait", "--for=condition=Established", "--timeout=60s", *applied, check=False
                 ).returncode
                 == 0
             ),
