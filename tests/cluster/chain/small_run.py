@@ -72,7 +72,7 @@ def manifest(name: str, *, workers: int = 2, **compute: Any) -> dict[str, Any]:
             ],
             "compute": {
                 "workers": workers,
-                "resourcesPerWorker": {"cpu": "100m", "memory": "2Gi"},
+                "resourcesPerWorker": {"cpu": "500m", "memory": "2Gi"},
                 "head": {"resources": {"cpu": "1", "memory": "3Gi"}},
                 "retryBackoffSeconds": 1,
                 "podTemplate": {"spec": {"topologySpreadConstraints": [_one_worker_per_node(name)]}},

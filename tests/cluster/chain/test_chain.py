@@ -14,7 +14,7 @@ _SECONDS_TO_CLEAN_UP = 600
 
 
 def test_from_helm_install_to_a_loaded_model_and_back(place: Place, undisturbed: Seen) -> None:
-    assert "CompressionRun" in undisturbed.notes
+    assert "kubectl apply -f run.yaml" in undisturbed.notes
     _was_seen_on_the_way(undisturbed)
     _is_told_at_the_end(place, undisturbed)
     _is_registered_by_target(undisturbed)
