@@ -75,6 +75,8 @@ def test_attempts_on_machines_that_share_an_object_store_end_as_one_on_a_disk(
     assert stopped.failure.message.startswith(f"stage widths stopped after {kept} of")
     assert last.exit_status == 0, remote.log_tail("third")
     assert "IREKO_FAILURE" not in last.output
+    assert not [key for key in server.keys(f"{PREFIX}/stages/") if key.endswith("at-work.json")]
+    assert_every_step_once(remote)
     local = attempts(
         tmp_path / "local",
         storage=str(tmp_path / "local" / "storage"),
@@ -84,8 +86,6 @@ def test_attempts_on_machines_that_share_an_object_store_end_as_one_on_a_disk(
     )
     assert local.run(local.write_request(spec), machine="disk").exit_status == 0, local.log_tail("disk")
     assert remote.bundles() == local.bundles()
-    assert not [key for key in server.keys(f"{PREFIX}/stages/") if key.endswith("at-work.json")]
-    assert_every_step_once(remote)
 
 
 def assert_every_step_once(run: Attempts) -> None:
