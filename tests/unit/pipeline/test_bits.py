@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,16 @@ from transformers import BertConfig, BertModel
 
 from ireko_api.spec import Quantization
 from ireko_trainer.errors import UserError
+from ireko_trainer.pipeline import allocation
 from ireko_trainer.pipeline.bits import BitPlanner
-from ireko_trainer.quant import dequantize
+from ireko_trainer.quant import SearchSettings, dequantize
+
+
+@pytest.fixture(autouse=True)
+def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "_ROUNDS", 2)
+    monkeypatch.setattr(allocation, "_ORDERS", 4)
+    monkeypatch.setattr(allocation, "_SEARCH", SearchSettings(generations=4, offspring=4, survivors=(2,)))
 
 
 def planner(quantization: Quantization | None, **options: Any) -> BitPlanner:
@@ -117,6 +126,14 @@ def test_plans_are_rounded_by_the_method_asked_for_and_drafts_to_nearest(method:
     assert torch.equal(draft.weights_for(plan).at(name, 3).codes, rounded.codes)
 
 
+def test_a_draft_gives_whole_blocks_their_bits() -> None:
+    quantization = Quantization(bits=(2, 3, 4, 8))
+    size = planner(Quantization(bits=(3,))).plan(max_bytes=10**9).size_bytes
+    plan = planner(quantization, draft=True).plan(max_bytes=size)
+    assert plan.size_bytes <= size
+    assert all(mean in (2, 3, 4, 8) for mean in plan.block_bits.values())
+
+
 def test_sensitivity_of_blocks_is_told_where_it_decides() -> None:
     assert list(planner(Quantization(bits=(2, 4))).sensitivity) == [f"encoder.layer.{i}" for i in range(3)]
     assert planner(Quantization(importance="LIM")).sensitivity == {}
@@ -128,6 +145,26 @@ def test_a_group_size_that_does_not_divide_names_the_matrix_and_what_would() -> 
         UserError, match=r"groupSize: 128 .* encoder\.layer\.0.*query, which hold 32 .*\[4, 8, 16, 32\]"
     ):
         planner(Quantization(group_size=128))
+
+
+def test_a_search_that_was_stopped_goes_on_to_the_same_plan(tmp_path: Path) -> None:
+    quantization = Quantization(importance="Search", bits=(2, 3, 4), method="RTN")
+    size = planner(Quantization(bits=(3,), method="RTN")).plan(max_bytes=10**9).size_bytes
+    expected = planner(quantization).plan(max_bytes=size)
+    kept: list[str] = []
+
+    def stop(message: str) -> None:
+        kept.append(message)
+        if message.startswith("search, generation 2 "):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        planner(quantization, state_file=tmp_path / "state", watch=stop).plan(max_bytes=size)
+    resumed = planner(quantization, state_file=tmp_path / "state", watch=kept.append)
+    kept.clear()
+    assert resumed.plan(max_bytes=size).module_bits == expected.module_bits
+    searched = [message for message in kept if message.startswith("search")]
+    assert searched[0].startswith("search, generation 3 of 4"), "the generations before are not done again"
 
 
 def test_watching_may_stop_the_work() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ireko_trainer.errors import UserError
-from ireko_trainer.quant.gptq import GptqOptions, gptq, gptq_together, output_error
+from ireko_trainer.quant.gptq import GptqOptions, gptq, gptq_together
 from ireko_trainer.quant.grid import QuantizedTensor, code_range, dequantize, quantize
 from ireko_trainer.quant.hessian import Hessian, damped, inverse_root
 
@@ -29,6 +29,12 @@ def problem(
     hessian = Hessian(columns)
     hessian.add(torch.randn(tokens, columns, generator=generator) @ mixing)
     return weight, hessian
+
+
+def output_error(weight: torch.Tensor, quantized: QuantizedTensor, *, moments: torch.Tensor) -> torch.Tensor:
+    """Mean squared output error of each row [O] on inputs with second moments [I, I]."""
+    difference = (dequantize(quantized) - weight).double()
+    return ((difference @ moments.double()) * difference).sum(dim=1)
 
 
 def total_error(weight: torch.Tensor, quantized: QuantizedTensor, hessian: Hessian) -> float:

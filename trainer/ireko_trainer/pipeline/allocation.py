@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ireko_trainer.pipeline.files import write_bytes
 from ireko_trainer.quant import (
     Batch,
     Interactions,
@@ -17,6 +20,7 @@ from ireko_trainer.quant import (
     Probe,
     QuantizedWeights,
     SearchSettings,
+    SearchState,
     Tie,
     Unit,
     choose_lowered,
@@ -58,6 +62,10 @@ class MeasuredAllocator:
     average_bits: float | None
     seed: int
     watch: Watch = field(default=lambda _: None)
+    state_file: Path | None = None
+    """Where a search keeps its state, to go on after an interruption; None: it starts anew."""
+    keep: Callable[[], None] = field(default=lambda: None)
+    """Called when that file has changed."""
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -85,7 +93,24 @@ class MeasuredAllocator:
     def search(self, *, max_bytes: int) -> dict[str, int]:
         """Bits per module that are found by exchanging bits and measuring, from `sensitivity`."""
         limits = self._limits(self.units, max_bytes)
-        start, _ = relinearize(
+        state = self._kept_state()
+        few = self._probe_on(self.batches[:1])
+        found = evolve(
+            units=self.units,
+            limits=limits,
+            start=state.bits if state else self._exchanged(limits, max_bytes),
+            measures=[
+                lambda bits: few.value(module_bits(self.units, bits)),
+                lambda bits: self._probe.value(module_bits(self.units, bits)),
+            ],
+            settings=_SEARCH,
+            state=state,
+            on_generation=self._after_generation,
+        )
+        return module_bits(self.units, found.bits)
+
+    def _exchanged(self, limits: Sequence[Limit], max_bytes: int) -> list[int]:
+        bits, _ = relinearize(
             probe=self._probe,
             units=self.units,
             bits=self._knapsack(max_bytes),
@@ -95,21 +120,20 @@ class MeasuredAllocator:
                 f"exchanging bits, round {number} of {_ROUNDS}: divergence {value:.4g}"
             ),
         )
-        few = self._probe_on(self.batches[:1])
-        found = evolve(
-            units=self.units,
-            limits=limits,
-            start=start,
-            measures=[
-                lambda bits: few.value(module_bits(self.units, bits)),
-                lambda bits: self._probe.value(module_bits(self.units, bits)),
-            ],
-            settings=_SEARCH,
-            on_generation=lambda state: self.watch(
-                f"search, generation {state.generation} of {_SEARCH.generations}: divergence {state.value:.4g}"
-            ),
+        return bits
+
+    def _kept_state(self) -> SearchState | None:
+        if self.state_file is None or not self.state_file.is_file():
+            return None
+        return SearchState(**json.loads(self.state_file.read_text()))
+
+    def _after_generation(self, state: SearchState) -> None:
+        if self.state_file is not None:
+            write_bytes(self.state_file, json.dumps(state.as_json()).encode())
+            self.keep()
+        self.watch(
+            f"search, generation {state.generation} of {_SEARCH.generations}: divergence {state.value:.4g}"
         )
-        return module_bits(self.units, found.bits)
 
     def interaction(self, *, max_bytes: int) -> dict[str, int]:
         """Bits per module when blocks take one of two neighbouring widths and their errors interact.

@@ -25,7 +25,7 @@ from ireko_trainer.pipeline.reporting import report_content
 from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
 from ireko_trainer.pipeline.stop import StopFlag
 from ireko_trainer.pipeline.storage import Storage
-from ireko_trainer.pipeline.store import FinishedStage, StageStore, content_key
+from ireko_trainer.pipeline.store import STATE_FILE, FinishedStage, StageStore, content_key
 from ireko_trainer.pipeline.training import Training
 from ireko_trainer.quant import save_quantized
 from ireko_trainer.report import REPORT_FILE, write_report
@@ -138,6 +138,8 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         seed=shipping.request.spec.seed,
         kind=answer_kind(task=shipping.inputs.task, regression=shipping.inputs.regression),
         watch=partial(stage.check_stop, 0, works),
+        state_file=stage.directory / STATE_FILE,
+        keep=stage.keep,
     )
     plan = planner.plan(max_bytes=limits.max_bytes)
     weights = planner.weights_for(plan)

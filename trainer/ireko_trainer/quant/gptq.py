@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ireko_trainer.quant.grid import QuantizedTensor, as_stored, code_range, dequantize, quantize
+from ireko_trainer.quant.grid import QuantizedTensor, as_stored, code_range, quantize
 from ireko_trainer.quant.hessian import Hessian, damped, inverse_root
 
 _BLOCK = 64  # columns between two updates of all that follow
@@ -114,12 +114,6 @@ def gptq_together(
         _sweep(stack, objective)
     _keep_better(stack, _stacked(weights, plain), objective)
     return _unstacked(stack, plain)
-
-
-def output_error(weight: Tensor, quantized: QuantizedTensor, *, moments: Tensor) -> Tensor:
-    """Return the mean squared output error of each row [O] on inputs with second moments [I, I]."""
-    difference = (dequantize(quantized) - weight).double()
-    return ((difference @ moments.double()) * difference).sum(dim=1)
 
 
 def _stacked(weights: Mapping[str, Tensor], quantized: Mapping[str, QuantizedTensor]) -> _Stack:
