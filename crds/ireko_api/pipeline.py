@@ -120,9 +120,9 @@ class Stages(SpecModel):
 class Sampling(SpecModel):
     """Which subnets a training step sees."""
 
-    subnets_per_step: Annotated[Integer, Field(ge=1, le=16)] = 1
-    """Subnets trained in one step; they take turns. With `InPlace` distillation the largest is trained beside
-    them. For the same time, more steps of one subnet gave a better family than fewer steps of several."""
+    subnets_per_step: Annotated[Integer, Field(ge=1, le=16)] = 3
+    """Subnets trained in one step; they take turns. More make a step dearer and the family more even. With
+    `InPlace` distillation the largest is trained beside them."""
     importance_order: Boolean = True
     """Sort heads and neurons by importance before training, so that a narrow subnet keeps those that matter
     most. `false` keeps the teacher's order, which is the baseline to compare with."""

@@ -139,7 +139,7 @@ def test_in_place_the_maxnet_learns_from_labels_and_teaches() -> None:
         supernet=supernet,
         frozen_teacher=None,
         batches=always_the_same,
-        stage=stage(optimization=Optimization(steps=20, learning_rate=1e-2)),
+        stage=stage(optimization=Optimization(steps=20, learning_rate=1e-2), subnets_per_step=1),
     )
     maxnet = [step[f"loss/{FULL}"] for step in history]
     assert sum(maxnet[-5:]) < 0.9 * sum(maxnet[:5])

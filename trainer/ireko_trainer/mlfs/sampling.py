@@ -2,9 +2,9 @@
 
 A pure function of (seed, step), so a resumed run and every data-parallel worker draw the same without
 talking. The shapes of the palette take turns in shuffled rounds, so that within a round each of them gets one
-step of its own. All of them share one low-rank pair, so a step for one is a step for the others too: many steps
-with one subnet each do better than few steps with many, and the smallest needs no more turns than the rest
-(docs/benchmarks.md). In place, as the paper has it, the maxnet comes first in every step, for it teaches.
+step of its own. All of them share one low-rank pair, so a step for one is a step for the others too, and the
+smallest needs no more turns than the rest (docs/benchmarks.md). In place, as the paper has it, the maxnet
+comes first in every step, for it teaches.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class SupernetStage:
     palette: Palette
     optimization: Optimization
     distillation: Distillation
-    subnets_per_step: int = 1
+    subnets_per_step: int = 3
     """Without the maxnet that trains in place."""
     gamma: float = 0.5
     """Exponent of the gradient scaling (n_1/n_j)^γ; 0 is the plain mean."""
