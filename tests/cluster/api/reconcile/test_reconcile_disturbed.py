@@ -282,6 +282,17 @@ def test_a_job_that_vanished_is_found_missing_and_the_run_goes_on(world: World) 
     assert world.job(attempt["number"])["metadata"]["uid"] != job["uid"]
 
 
+def test_an_attempt_that_is_given_up_is_written_down_before_mlflow_has_answered(world: World) -> None:
+    world.start(compute={"pendingDeadlineSeconds": 60})
+    world.pass_time(70)
+    world.step()
+    (attempt,) = world.status()["attempts"]
+    assert (attempt["outcome"], attempt["reason"]) == ("Failed", "Unschedulable")
+    world.settle()
+    assert world.reason("Trained")[1] == "BackingOff"
+    assert world.telemetry.writes["create rayjobs"] == 1
+
+
 def test_runs_of_one_name_in_a_namespace_that_is_gone_are_forgotten(world: World) -> None:
     world.start()
     key = (world.namespace, "demo")
