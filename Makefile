@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo test check unit integration cluster-tests cluster cluster-down format lock generate clean
+.PHONY: help setup demo test check unit integration cluster-tests chain soak cluster cluster-down format lock generate clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,7 +54,13 @@ integration: $(READY)
 
 cluster-tests: $(READY)
 	@echo "==> Cluster tests: a real API server, real nodes where this machine can have them"
-	@$(BIN)/python -m pytest tests/cluster -q
+	@$(BIN)/python -m pytest tests/cluster -q --ignore=tests/cluster/chain
+
+chain: $(READY) ## From helm install to a loaded model on two real nodes, undisturbed and disturbed (root).
+	@$(BIN)/python -m pytest tests/cluster/chain -q
+
+soak: $(READY) ## Disturb runs on real nodes at random moments (MINUTES=60) and report (root).
+	@PYTHONPATH=tests/cluster $(BIN)/python -m chain.soak --minutes=$(or $(MINUTES),60)
 
 cluster: $(READY) ## Start a small real Kubernetes on this machine with KubeRay, MLflow and Ireko (root).
 	@PYTHONPATH=tests/cluster $(BIN)/python -m rig up
