@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo test check unit integration cluster-tests chain soak cluster cluster-down format lock generate clean
+.PHONY: help setup demo test check unit integration ray-cluster cluster-tests nodes chain soak cluster cluster-down format lock generate clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,11 +50,18 @@ unit: $(READY)
 
 integration: $(READY)
 	@echo "==> Integration tests: real MLflow, real Ray, killed runs"
-	@$(BIN)/python -m pytest tests/integration -q
+	@$(BIN)/python -m pytest tests/integration -q --ignore=tests/integration/run/test_run_cluster.py
+
+ray-cluster: $(READY) ## A run on a Ray cluster of several nodes of this machine, disturbed.
+	@$(BIN)/python -m pytest tests/integration/run/test_run_cluster.py -q
 
 cluster-tests: $(READY)
-	@echo "==> Cluster tests: a real API server, real nodes where this machine can have them"
-	@$(BIN)/python -m pytest tests/cluster -q --ignore=tests/cluster/chain
+	@echo "==> Cluster tests: a real API server with KubeRay's operator (its programs are built once, about 10 minutes)"
+	@PYTHONPATH=tests/cluster $(BIN)/python -m rig binaries
+	@$(BIN)/python -m pytest tests/cluster/test_rig.py tests/cluster/api -q
+
+nodes: $(READY) ## Pods, storage and a RayJob on two real nodes of this machine (root).
+	@$(BIN)/python -m pytest tests/cluster/node -q
 
 chain: $(READY) ## From helm install to a loaded model on two real nodes, undisturbed and disturbed (root).
 	@$(BIN)/python -m pytest tests/cluster/chain -q

@@ -184,6 +184,10 @@ def _workers(compute: Compute, memory: Memory, pods: _Pods) -> Template:
     }
 
 
+_STOP_SECONDS = TERMINATION_GRACE_SECONDS - 20
+"""How long Ray lets a stopped trainer save its state, within the time that Kubernetes gives the pod."""
+
+
 def _object_store() -> dict[str, str]:
     return {"object-store-memory": str(_OBJECT_STORE_BYTES)}
 
@@ -334,4 +338,7 @@ def _environment() -> list[Template]:
         {"name": "HOME", "value": "/tmp"},
         {"name": "PYTHONUNBUFFERED", "value": "1"},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        # Ray gives a stopped job 3 seconds and a stopped node 30, which can be too few to save a state in.
+        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(_STOP_SECONDS)},
+        {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(_STOP_SECONDS)},
     ]

@@ -172,6 +172,16 @@ def test_ray_neither_phones_home_nor_needs_a_home() -> None:
         assert environment["HOME"] == "/tmp"
 
 
+def test_ray_gives_a_stopped_trainer_most_of_the_grace_of_its_pod() -> None:
+    cluster = built().rayjob["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        environment = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
+        grace = pod["terminationGracePeriodSeconds"]
+        for setting in ("RAY_JOB_STOP_WAIT_TIME_S", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"):
+            assert grace / 2 < int(environment[setting]) < grace
+
+
 # --- what KubeRay gets ---
 
 
