@@ -45,17 +45,17 @@ from typing import Any
 
 import urllib3
 from cluster_rig import REPOSITORY
+
+from ireko_api.handoff import RunRequest
+from ireko_operator.kube.client import KubeClient, connect
+from ireko_operator.kube.keys import CONFIG_MAPS, JOBS, RUNS
+from ireko_operator.launch.rayjob import REQUEST_FILE
 from play import trainer
 from play.process import OperatorProcess
 from play.world import manifest
 from rig.api_server import Cluster, running_api_server
 from rig.kuberay import install_kuberay_definitions
 from rig.processes import Process, free_port, wait_until
-
-from ireko_api.handoff import RunRequest
-from ireko_operator.kube.client import KubeClient, connect
-from ireko_operator.kube.keys import CONFIG_MAPS, JOBS, RUNS
-from ireko_operator.launch.rayjob import REQUEST_FILE
 
 COUNTS, QUICK_COUNTS = (100, 300, 1000, 3000), (100, 1000)
 NAMESPACE = "default"

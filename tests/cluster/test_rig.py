@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rig import binaries, machine
 from rig.binaries import HELM, KUBERAY, KUBERNETES, find_or_build
 from rig.cache import made_once

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from kubernetes.dynamic import Resource
-from rig.api_server import Cluster
 
 from ireko_api.spec import API_VERSION, KIND
+from rig.api_server import Cluster
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from api.tables import MINIMAL
 from kubernetes.client import ApiextensionsV1Api
 from kubernetes.dynamic import Resource
-from rig.api_server import Cluster
 
+from api.tables import MINIMAL
 from ireko_api.crd import IMMUTABLE_MESSAGE, custom_resource_definition
+from rig.api_server import Cluster
 
 NAME = custom_resource_definition()["metadata"]["name"]
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from api.tables import ABSENT, WHOLE, Manifest, edited
 from kubernetes.dynamic import Resource
 from kubernetes.dynamic.exceptions import DynamicApiError
-from rig.api_server import Cluster
 
+from api.tables import ABSENT, WHOLE, Manifest, edited
 from ireko_api.crd import IMMUTABLE_MESSAGE
+from rig.api_server import Cluster
 
 # Each row: what is written where, None takes the field away. One row for every way in which a field can change.
 CHANGES: list[tuple[str, Any]] = [

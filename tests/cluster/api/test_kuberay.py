@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api.tables import manifest_with
 from kubernetes.dynamic import DynamicClient
-from rig.api_server import Cluster
-from rig.images import TRAINER
-from rig.kuberay import running_kuberay
-from rig.processes import wait_until
 
+from api.tables import manifest_with
 from ireko_api.validation import parse
 from ireko_operator.launch import Memory
 from ireko_operator.launch.platform import Platform, SubmissionMode
 from ireko_operator.launch.rayjob import AttemptManifests, build_attempt
+from rig.api_server import Cluster
+from rig.images import TRAINER
+from rig.kuberay import running_kuberay
+from rig.processes import wait_until
 
 ADMITTED = {
     SubmissionMode.K8S_JOB: "restricted",

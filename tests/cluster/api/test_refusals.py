@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from api.tables import FORM, MINIMAL, RULES, Manifest, edited, manifest_with
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic.exceptions import DynamicApiError
-from rig.api_server import Cluster
 
+from api.tables import FORM, MINIMAL, RULES, Manifest, edited, manifest_with
 from ireko_api.spec import CompressionRun
 from ireko_api.validation import find_problems
+from rig.api_server import Cluster
 
 Submit = Callable[[Any], dict[str, Any]]
 

@@ -6,10 +6,11 @@ import copy
 from typing import Any
 
 import pytest
-from api.tables import MINIMAL
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import Resource
 from kubernetes.dynamic.exceptions import ConflictError, ForbiddenError
+
+from api.tables import MINIMAL
 from rig.api_server import Cluster
 from rig.processes import wait_until
 

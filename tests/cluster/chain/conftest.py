@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from chain import small_run
 from chain.place import Place, Seen
 from rig.cluster import NodeCluster

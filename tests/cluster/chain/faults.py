@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from chain.place import Object, Place, kill_containers
 from rig import mlflow, product
 from rig.processes import wait_until
-
-from chain.place import Object, Place, kill_containers
 
 Fault = Callable[[Place, str], None]
 """Disturbs the run of that name. When it returns, whatever a person would have to mend is mended."""

@@ -13,12 +13,13 @@ from typing import Any
 from kubernetes.client import CustomObjectsApi
 from kubernetes.client.exceptions import ApiException
 from mlflow import MlflowClient
+from urllib3.exceptions import HTTPError
+
 from rig import mlflow, product
 from rig.cluster import NodeCluster
 from rig.errors import RigError
 from rig.helm import Helm
 from rig.processes import wait_until
-from urllib3.exceptions import HTTPError
 
 PATIENCE_SECONDS = 1800
 """For anything that a run does: a machine that others use as well takes ten times as long as one alone."""

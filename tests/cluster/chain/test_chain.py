@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import mlflow
-from rig import product
-from rig.processes import wait_until
 
 from chain import small_run
 from chain.place import Object, Place, Seen
+from rig import product
+from rig.processes import wait_until
 
 SECOND = "second"
 _SECONDS_TO_CLEAN_UP = 600

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+
 from rig.api_server import Cluster
 from rig.helm import Helm
 from rig.processes import Process, free_port, wait_until

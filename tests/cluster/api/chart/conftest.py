@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rig.api_server import Cluster, running_api_server
 from rig.errors import UnavailableError
 from rig.helm import Helm

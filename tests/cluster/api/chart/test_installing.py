@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import AppsV1Api
+
 from api.chart.value_sets import VALUE_SETS
 from api.tables import MINIMAL as RUN
-from kubernetes.client import AppsV1Api
 from rig.api_server import Cluster
 from rig.errors import RigError
 from rig.helm import Helm

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from api.chart.value_sets import VALUE_SETS
-from rig.helm import CHART, CHARTS, Helm, find
 
+from api.chart.value_sets import VALUE_SETS
 from ireko_operator.cli import app
 from ireko_operator.process.settings import read_pod_defaults
+from rig.helm import CHART, CHARTS, Helm, find
 
 MINIMAL = VALUE_SETS["own MLflow"]
 EVERYTHING = VALUE_SETS["everything"]

@@ -11,6 +11,7 @@ from kubernetes.client import (
     V1SubjectAccessReview,
     V1SubjectAccessReviewSpec,
 )
+
 from rig.api_server import Cluster
 from rig.helm import Helm
 

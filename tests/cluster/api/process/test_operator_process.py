@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from kubernetes.client import CoordinationV1Api, CustomObjectsApi
 from kubernetes.client.exceptions import ApiException
+
 from play.process import OperatorProcess, installed_account
 from play.world import manifest
 from rig.api_server import Cluster, running_api_server

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from play.world import manifest
-from rig.api_server import Cluster
 
 from ireko_operator.kube.client import KubeClient, connect
 from ireko_operator.kube.keys import JOBS, RUNS, Key, Kind, Resource
@@ -13,6 +11,8 @@ from ireko_operator.process.inquiry import Inquiry, Right
 from ireko_operator.process.prober import Prober
 from ireko_operator.process.sight import Sight
 from ireko_operator.process.watched import Served
+from play.world import manifest
+from rig.api_server import Cluster
 
 
 @pytest.fixture

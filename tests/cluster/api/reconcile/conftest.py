@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from ireko_operator.kube.client import connect
 from play.mlflow_server import MlflowServer
 from play.world import World
 from rig.api_server import Cluster
-
-from ireko_operator.kube.client import connect
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from play.world import World, manifest
-from rig.api_server import Cluster
 
 from ireko_operator.errors import OperatorError
 from ireko_operator.kube.client import (
@@ -25,6 +23,8 @@ from ireko_operator.kube.client import (
 from ireko_operator.kube.events import EventWriter, Note
 from ireko_operator.kube.keys import CONFIG_MAPS, JOBS, RUNS, Resource
 from ireko_operator.kube.objects import run_object
+from play.world import World, manifest
+from rig.api_server import Cluster
 
 OTHER_UID = "00000000-0000-0000-0000-000000000000"
 NO_KIND = Resource(group="kueue.x-k8s.io", version="v1beta1", plural="workloads")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow import MlflowClient
-from play.world import World, manifest
 
 from ireko_operator.kube.keys import FINALIZER
+from play.world import World, manifest
 
 
 def test_a_new_run_gets_its_finalizer_and_one_job_that_it_owns(world: World) -> None:

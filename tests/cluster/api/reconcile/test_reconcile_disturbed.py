@@ -6,11 +6,11 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from play.world import World, manifest
 
 from ireko_api.handoff import Failure
 from ireko_operator.kube.client import FencedError, NotFoundError
 from ireko_operator.kube.keys import JOBS, RUNS, Resource
+from play.world import World, manifest
 
 LOGS = "Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 chars):\n"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from play.world import CLUSTERS, PODS, World
-from rig.api_server import Cluster, running_api_server
-from rig.kuberay import install_kuberay_definitions
 
 from ireko_operator.kube.client import KubeClient, NotFoundError, connect
 from ireko_operator.kube.keys import Resource
+from play.world import CLUSTERS, PODS, World
+from rig.api_server import Cluster, running_api_server
+from rig.kuberay import install_kuberay_definitions
 
 QUOTAS = Resource(group="", version="v1", plural="resourcequotas")
 ACCOUNTS = Resource(group="", version="v1", plural="serviceaccounts")

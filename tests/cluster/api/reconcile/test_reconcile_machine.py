@@ -23,11 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from mlflow import MlflowClient
-from play.world import KUBERAY_FINALIZER, World, manifest
 
 from ireko_api.handoff import Failure
 from ireko_operator.kube.client import KubeError
 from ireko_operator.kube.keys import JOBS, Pass
+from play.world import KUBERAY_FINALIZER, World, manifest
 
 SOAK = bool(os.environ.get("IREKO_SOAK"))
 ENDED = ("Complete", "Failed", "ValidationFailed")

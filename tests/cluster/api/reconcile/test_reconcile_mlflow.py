@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from play.mlflow_server import MlflowServer
-from play.world import World
 
 from ireko_operator.kube.keys import Key
 from ireko_operator.registrar import AbandonedError, Background, Order, Registrar
+from play.mlflow_server import MlflowServer
+from play.world import World
 
 
 def ready(world: World) -> Order:
