@@ -61,8 +61,8 @@ class Head(SpecModel):
     while the workers train."""
 
     resources: HeadResources = HeadResources()
-    """What it may use. With `compute.workers: 0` it trains itself and gets `compute.resourcesPerWorker` where
-    that is more."""
+    """What it may use. With `compute.workers: 0`, and in a run that trains nothing, it does all the work
+    itself and gets `compute.resourcesPerWorker` where that is more."""
 
 
 class Toleration(SpecModel):

@@ -185,6 +185,11 @@ class CompressionRunSpec(SpecModel):
     """Whether the run pauses. A paused run gives its pods back and goes on from its last checkpoint when this is
     `false` again. May be changed; has no effect on a laptop."""
 
+    @property
+    def training_workers(self) -> int:
+        """Workers that the run trains on: none where nothing is trained."""
+        return self.compute.workers if self.pipeline.mlfs is not None else 0
+
     def canonical_json(self) -> str:
         """What decides the result, with its defaults filled in: sorted camelCase keys, no spaces.
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ireko_api.handoff import RunRequest
 from ireko_api.quantity import from_bytes, parse_quantity
-from ireko_api.spec import API_VERSION, KIND, CompressionRun, Compute, Storage
+from ireko_api.spec import API_VERSION, KIND, CompressionRun, CompressionRunSpec, Storage
 from ireko_operator.launch import Memory
 from ireko_operator.launch.platform import Platform, SubmissionMode
 from ireko_operator.launch.pods import Template, hardened, merge
@@ -143,7 +144,7 @@ def _place(storage: Storage, uid: str) -> str:
 def _job(
     run: CompressionRun, *, name: str, labels: Mapping[str, str], memory: Memory, platform: Platform
 ) -> Template:
-    compute = run.spec.compute
+    spec = run.spec
     pods = _Pods(run=run, name=name, labels=labels, platform=platform)
     job: Template = {
         "entrypoint": ENTRYPOINT,
@@ -159,27 +160,28 @@ def _job(
             "headGroupSpec": {
                 # Without cores for Ray's own scheduling nothing but the trainer runs on the head.
                 "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **_object_store()},
-                "template": pods.ray(_head_resources(compute, memory), is_head=True),
+                "template": pods.ray(_head_resources(spec, memory), is_head=True),
             },
-            "workerGroupSpecs": [_workers(compute, memory, pods)] if compute.workers else [],
+            "workerGroupSpecs": [_workers(spec, memory, pods)] if spec.training_workers else [],
         },
     }
     if platform.submission_mode is SubmissionMode.K8S_JOB:
         job["submitterPodTemplate"] = pods.submitter()
-    if compute.queue_name is not None:
+    if spec.compute.queue_name is not None:
         job["suspend"] = True
     return job
 
 
-def _workers(compute: Compute, memory: Memory, pods: _Pods) -> Template:
-    each = compute.resources_per_worker
+def _workers(spec: CompressionRunSpec, memory: Memory, pods: _Pods) -> Template:
+    each, count = spec.compute.resources_per_worker, spec.training_workers
     return {
         "groupName": "workers",
-        "replicas": compute.workers,
-        "minReplicas": compute.workers,
-        "maxReplicas": compute.workers,
+        "replicas": count,
+        "minReplicas": count,
+        "maxReplicas": count,
         "numOfHosts": 1,
-        "rayStartParams": _object_store(),
+        # KubeRay counts the cores of a container by its limit, and there is none.
+        "rayStartParams": {"num-cpus": str(math.ceil(each.cpus)), **_object_store()},
         "template": pods.ray(_resources(cpu=each.cpu, memory=memory.worker, gpu=each.gpu), is_head=False),
     }
 
@@ -192,18 +194,24 @@ def _object_store() -> dict[str, str]:
     return {"object-store-memory": str(_OBJECT_STORE_BYTES)}
 
 
-def _head_resources(compute: Compute, memory: Memory) -> Template:
+def _head_resources(spec: CompressionRunSpec, memory: Memory) -> Template:
     """Without workers the head trains itself and gets what a worker would, where that is more."""
+    compute = spec.compute
     cpu, gpu = compute.head.resources.cpu, 0
-    if compute.workers == 0:
+    if spec.training_workers == 0:
         cpu = max(cpu, compute.resources_per_worker.cpu, key=parse_quantity)
         gpu = compute.resources_per_worker.gpu
     return _resources(cpu=cpu, memory=memory.head, gpu=gpu)
 
 
 def _resources(*, cpu: str, memory: int, gpu: int) -> Template:
-    amounts = {"cpu": cpu, "memory": from_bytes(memory), **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
-    return {"requests": dict(amounts), "limits": dict(amounts)}
+    """Requests and limits of a container of Ray.
+
+    Its cores are not limited: Ray's daemons end when they cannot start within seconds, which a limit makes likelier
+    than busy neighbours do, and a trainer that may use idle cores is done sooner.
+    """
+    limits = {"memory": from_bytes(memory), **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
+    return {"requests": {"cpu": cpu, **limits}, "limits": limits}
 
 
 @dataclass(frozen=True, kw_only=True)

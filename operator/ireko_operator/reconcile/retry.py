@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from ireko_api.quantity import to_bytes
 from ireko_api.reasons import Reason
-from ireko_api.spec import Compute
+from ireko_api.spec import CompressionRunSpec, Compute
 from ireko_api.status import Attempt as AttemptStatus
 from ireko_operator.launch import Memory
 
@@ -49,14 +49,15 @@ def backoff(attempts: Sequence[AttemptStatus], *, compute: Compute) -> timedelta
     return min(LONGEST_BACKOFF, timedelta(seconds=compute.retry_backoff_seconds << doublings))
 
 
-def memory_of_next(attempts: Sequence[AttemptStatus], *, compute: Compute) -> Memory:
+def memory_of_next(attempts: Sequence[AttemptStatus], *, spec: CompressionRunSpec) -> Memory:
     """The memory of the attempt that follows on `attempts`: half as much again for each that ran out of it.
 
     Without workers the head trains and needs what a worker would.
     """
+    compute = spec.compute
     worker = compute.resources_per_worker.memory_bytes
     head = compute.head.resources.memory_bytes
-    if compute.workers == 0:
+    if spec.training_workers == 0:
         head = max(head, worker)
     if compute.max_memory is None:
         return Memory(worker=worker, head=head)

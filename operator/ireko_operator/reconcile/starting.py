@@ -33,11 +33,11 @@ def start(observed: Observed, cluster: OnCluster, *, now: datetime) -> Verdict:
     if held_back is not None:
         return held_back
     number = next_number(observed)
-    compute = observed.run.spec.compute
+    spec = observed.run.spec
     earlier = [attempt for attempt in observed.previous.attempts if attempt.number < number]
-    begin = StartAttempt(number=number, memory=retry.memory_of_next(earlier, compute=compute))
+    begin = StartAttempt(number=number, memory=retry.memory_of_next(earlier, spec=spec))
     actions: tuple[Action, ...] = (begin,) if cluster.finalizer else (EnsureFinalizer(), begin)
-    if compute.queue_name is not None:
+    if spec.compute.queue_name is not None:
         return replace(queued(observed, number, None), actions=actions)
     return replace(starting(observed, number, now=now), actions=actions)
 

@@ -15,13 +15,16 @@ from ireko_trainer.errors import UserError
 INTERMEDIATE_STEP = 32
 """Intermediate sizes are multiples of this: what vector units and group-wise quantization divide."""
 
+HIDDEN_STEP = 8
+"""Where hidden is free, it is a multiple of this times the heads."""
+
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Shape:
     """The architecture of one subnet.
 
-    `heads` is not free: BERT-like configs derive the head size as hidden / heads, so a standard checkpoint
-    with the teacher's head size has as many heads as its hidden size allows.
+    `heads` are query heads; how many key-value heads there are follows from them. They are not free, see
+    `Heads`.
     """
 
     hidden: int
@@ -43,20 +46,34 @@ class Shape:
         )
 
 
-def check(shape: Shape, *, full: Shape) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """What a family's standard config can say about heads."""
+
+    per_group: int = 1
+    """Query heads that share one key-value head, and are kept or cut together with it."""
+    follow_hidden: bool = True
+    """BERT-like configs derive the head size as hidden / heads, so that a checkpoint with the teacher's head
+    size has as many heads as its hidden size allows. Configs that say the head size leave hidden free, as
+    long as heads divide it."""
+
+
+_BERT_LIKE = Heads()
+
+
+def check(shape: Shape, *, full: Shape, heads: Heads = _BERT_LIKE) -> None:
     """Refuse a shape that cannot be cut from `full` or that no standard config can say.
 
     Raises:
         UserError: with the value and the nearest one that would do.
     """
-    head_size = full.hidden // full.heads
-    if shape.hidden != shape.heads * head_size or not 0 < shape.heads <= full.heads:
-        heads = min(max(1, round(shape.hidden / head_size)), full.heads)
+    if not 0 < shape.heads <= full.heads or shape.heads % heads.per_group:
+        groups = min(max(1, round(shape.heads / heads.per_group)), full.heads // heads.per_group)
         raise UserError(
-            f"a subnet of hidden size {shape.hidden} with {shape.heads} heads is no standard checkpoint: "
-            f"heads have {head_size} channels, so hidden is {head_size} × heads, up to {full.hidden}. "
-            f"The nearest is hidden {heads * head_size} with {heads} heads."
+            f"{shape.heads} heads cannot be cut from {full.heads}: query heads that share a key-value head stay "
+            f"together, {heads.per_group} of them. The nearest is {groups * heads.per_group} heads."
         )
+    _check_hidden(shape, full=full, heads=heads)
     if not 0 < shape.intermediate <= full.intermediate:
         raise UserError(
             f"intermediate size {shape.intermediate} cannot be cut from {full.intermediate}: "
@@ -66,6 +83,25 @@ def check(shape: Shape, *, full: Shape) -> None:
         raise UserError(
             f"layers {list(shape.layers)} cannot be kept of {len(full.layers)}: name one or more of the "
             f"layers 0 to {len(full.layers) - 1}, each once, in ascending order."
+        )
+
+
+def _check_hidden(shape: Shape, *, full: Shape, heads: Heads) -> None:
+    if heads.follow_hidden:
+        head_size = full.hidden // full.heads
+        if shape.hidden != shape.heads * head_size:
+            unit = heads.per_group * head_size
+            groups = min(max(1, round(shape.hidden / unit)), full.heads // heads.per_group)
+            raise UserError(
+                f"a subnet of hidden size {shape.hidden} with {shape.heads} heads is no standard checkpoint: "
+                f"heads have {head_size} channels, so hidden is {head_size} × heads, up to {full.hidden}. "
+                f"The nearest is hidden {groups * unit} with {groups * heads.per_group} heads."
+            )
+    elif not 0 < shape.hidden <= full.hidden or shape.hidden % shape.heads:
+        nearest = min(max(1, round(shape.hidden / shape.heads)), full.hidden // shape.heads) * shape.heads
+        raise UserError(
+            f"a subnet of hidden size {shape.hidden} with {shape.heads} heads is no standard checkpoint: hidden is "
+            f"a multiple of the heads, up to {full.hidden}. The nearest is {nearest}."
         )
 
 
@@ -81,29 +117,46 @@ def layers_kept(layers: int, depth: int) -> tuple[int, ...]:
 
 
 def shapes_of_space(
-    *, full: Shape, hidden: Sequence[float], intermediate: Sequence[float], layers: Sequence[float]
+    *,
+    full: Shape,
+    hidden: Sequence[float],
+    intermediate: Sequence[float],
+    layers: Sequence[float],
+    heads: Heads = _BERT_LIKE,
 ) -> tuple[Shape, ...]:
     """Every shape of a search space whose axes are given as ratios of the full shape, in (0, 1].
 
-    Hidden is rounded to whole heads, intermediate to a multiple of 32 (the full size stays as it is), layers
-    to whole layers. Ascending, without duplicates.
+    Heads are cut by the ratio of the hidden size, to whole groups, and hidden is rounded to what fits to
+    them; intermediate to a multiple of 32 (the full size stays as it is), layers to whole layers. Ascending,
+    without duplicates.
     """
-    head_size = full.hidden // full.heads
-    heads = {max(1, round(ratio * full.heads)) for ratio in hidden}
+    widths = {_width(ratio, full=full, heads=heads) for ratio in hidden}
     neurons = {_intermediate(ratio, full.intermediate) for ratio in intermediate}
     depths = {max(1, round(ratio * len(full.layers))) for ratio in layers}
     shapes = [
         Shape(
-            hidden=head_size * count,
+            hidden=channels,
             heads=count,
             intermediate=size,
             layers=layers_kept(len(full.layers), depth),
         )
-        for count, size, depth in itertools.product(heads, neurons, depths)
+        for (channels, count), size, depth in itertools.product(widths, neurons, depths)
     ]
     for shape in shapes:
-        check(shape, full=full)
+        check(shape, full=full, heads=heads)
     return tuple(sorted(shapes))
+
+
+def _width(ratio: float, *, full: Shape, heads: Heads) -> tuple[int, int]:
+    """Hidden size and heads."""
+    groups = full.heads // heads.per_group
+    count = max(1, round(ratio * groups)) * heads.per_group
+    if heads.follow_hidden:
+        return full.hidden // full.heads * count, count
+    if ratio == 1:
+        return full.hidden, full.heads
+    step = HIDDEN_STEP * count
+    return min(max(1, round(ratio * full.hidden / step)) * step, full.hidden // count * count), count
 
 
 def _intermediate(ratio: float, full: int) -> int:

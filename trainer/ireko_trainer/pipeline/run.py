@@ -138,7 +138,7 @@ def _train(request: RunRequest, *, request_file: Path, storage: Storage) -> None
 
 def _own_threads(spec: CompressionRunSpec) -> int:
     """As many as a worker has, but where the workers have machines of their own."""
-    if in_cluster() and spec.pipeline.mlfs is not None and spec.compute.workers > 0:
+    if in_cluster() and spec.training_workers:
         return max(1, int(spec.compute.head.resources.cpus))
     return _resources(spec.compute).threads
 

@@ -25,7 +25,11 @@ def ago(seconds: float) -> datetime:
 
 
 def run_with(
-    *, suspend: bool = False, registry: dict[str, Any] | None = None, **compute: Any
+    *,
+    suspend: bool = False,
+    registry: dict[str, Any] | None = None,
+    pipeline: dict[str, Any] | None = None,
+    **compute: Any,
 ) -> CompressionRun:
     """A run with the given fields of `spec.compute`."""
     return parse(
@@ -38,7 +42,7 @@ def run_with(
                 "data": {
                     "train": {"uri": "train.jsonl", "textColumns": ["sentence"], "labelColumn": "label"}
                 },
-                "pipeline": {"quantization": {"bits": [4, 8]}},
+                "pipeline": pipeline or {"mlfs": {}, "quantization": {"bits": [4, 8]}},
                 "deviceTargets": [
                     {"name": "gateway", "constraints": {"maxSizeMiB": 20}},
                     {"name": "sensor", "constraints": {"maxSizeMiB": 5}},

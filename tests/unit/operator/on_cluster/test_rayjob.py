@@ -250,10 +250,8 @@ def test_a_run_that_does_not_queue_leaves_suspend_alone() -> None:
 # --- resources and places ---
 
 
-def limits(pod: dict[str, Any]) -> dict[str, str]:
-    resources = pod["containers"][0]["resources"]
-    assert resources["limits"] == resources["requests"]
-    found: dict[str, str] = resources["limits"]
+def requests(pod: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = pod["containers"][0]["resources"]["requests"]
     return found
 
 
@@ -262,15 +260,31 @@ def test_an_attempt_may_use_the_memory_that_was_decided() -> None:
         resourcesPerWorker={"cpu": "2", "memory": "1Gi", "gpu": 1}, head={"resources": {"cpu": "500m"}}
     )
     manifests = built(run)
-    assert limits(worker(manifests)) == {"cpu": "2", "memory": "3Gi", "nvidia.com/gpu": "1"}
-    assert limits(head(manifests)) == {"cpu": "500m", "memory": "2Gi"}
+    assert requests(worker(manifests)) == {"cpu": "2", "memory": "3Gi", "nvidia.com/gpu": "1"}
+    assert requests(head(manifests)) == {"cpu": "500m", "memory": "2Gi"}
 
 
 def test_without_workers_the_head_trains() -> None:
     run = run_with(workers=0, resourcesPerWorker={"cpu": "4", "gpu": 2}, head={"resources": {"cpu": "500m"}})
     manifests = built(run)
     assert cluster(manifests)["workerGroupSpecs"] == []
-    assert limits(head(manifests)) == {"cpu": "4", "memory": "2Gi", "nvidia.com/gpu": "2"}
+    assert requests(head(manifests)) == {"cpu": "4", "memory": "2Gi", "nvidia.com/gpu": "2"}
+
+
+def test_a_run_that_trains_nothing_gets_no_workers() -> None:
+    run = run_with(pipeline={"quantization": {}}, resourcesPerWorker={"cpu": "4", "gpu": 2})
+    assert cluster(built(run))["workerGroupSpecs"] == []
+    assert requests(head(built(run))) == {"cpu": "4", "memory": "2Gi", "nvidia.com/gpu": "2"}
+
+
+def test_memory_and_gpus_are_limited_and_cores_only_requested() -> None:
+    container = worker(built(run_with(resourcesPerWorker={"cpu": "1500m", "gpu": 1})))["containers"][0]
+    assert container["resources"]["limits"] == {"memory": "3Gi", "nvidia.com/gpu": "1"}
+
+
+def test_ray_counts_the_cores_that_a_worker_requests() -> None:
+    group = cluster(built(run_with(resourcesPerWorker={"cpu": "1500m"})))["workerGroupSpecs"][0]
+    assert group["rayStartParams"]["num-cpus"] == "2"
 
 
 def test_every_pod_goes_where_the_run_says() -> None:
