@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ from ireko_trainer.pipeline.storage import Storage, open_storage
 from ireko_trainer.tracking.runs import FamilyRun
 
 PARENT_PID_VARIABLE = "IREKO_PARENT_PID"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray paints the names of actors, also where nobody sees colours."""
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +157,7 @@ def _resources(compute: Compute) -> WorkerResources:
 
 
 def _internal(error: Exception) -> Failure:
-    first = str(error).strip().splitlines()[:1] or [""]
+    first = _COLOURS.sub("", str(error)).strip().splitlines()[:1] or [""]
     return Failure(
         reason="Internal",
         message=(
