@@ -27,6 +27,7 @@ from ireko_operator.kube.client import (
 )
 from ireko_operator.kube.keys import CONFIG_MAPS, JOBS, MANAGER, Kind, Resource
 from ireko_operator.kube.objects import JobObject, PodObject, WorkloadObject
+from ireko_operator.kube.refresh import refresh
 from ireko_operator.launch import Attempt, ClusterView, Memory, Trouble, WorkloadView
 from ireko_operator.launch.platform import Platform
 from ireko_operator.launch.rayjob import attempt_name, build_attempt
@@ -110,7 +111,7 @@ class RayJobLauncher:
                 JOBS, namespace=job.meta.namespace, name=job.meta.name, body=body, manager=MANAGER
             )
         except (NotFoundError, ConflictError):
-            self._refresh(job)
+            refresh(self._client, self._cache, resource=JOBS, meta=job.meta)
         else:
             self._cache.learn(Kind.JOBS, answer)
 
@@ -139,14 +140,6 @@ class RayJobLauncher:
             self._cache.learn(Kind.JOBS, self._client.get(JOBS, namespace=meta.namespace, name=name))
         except NotFoundError:
             return
-
-    def _refresh(self, job: JobObject) -> None:
-        try:
-            answer = self._client.get(JOBS, namespace=job.meta.namespace, name=job.meta.name)
-        except NotFoundError:
-            self._cache.forget(Kind.JOBS, job.meta)
-        else:
-            self._cache.learn(Kind.JOBS, answer)
 
     def _ensure(self, resource: Resource, wanted: Body) -> Body:
         """The object as it exists now, created if need be."""

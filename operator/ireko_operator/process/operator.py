@@ -23,13 +23,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from ireko_operator.kube.cache import Cache
 from ireko_operator.kube.client import KubeClient, connect
-from ireko_operator.kube.keys import Key, Kind, Reconciler
+from ireko_operator.kube.keys import Key, Kind
 from ireko_operator.launch.platform import Platform
 from ireko_operator.process import logs
 from ireko_operator.process.checks import check_start
@@ -44,6 +43,7 @@ from ireko_operator.process.settings import OperatorSettings
 from ireko_operator.process.sight import Sight, mark_of
 from ireko_operator.process.watches import Watches
 from ireko_operator.process.workers import Workers
+from ireko_operator.reconcile.cluster import Surroundings, cluster_reconciler
 from ireko_operator.tracking_poll import TrackingPoll
 
 logger = logging.getLogger(__name__)
@@ -61,12 +61,10 @@ _TICK = 0.25
 
 def run_operator(settings: OperatorSettings) -> int:
     """Run until the process is asked to stop or loses the Lease; the exit status."""
-    from ireko_operator.reconcile.cluster import cluster_reconciler
-
     logs.configure(form=settings.log_format, level=settings.log_level)
     inquiry = Inquiry(kubeconfig=settings.kubeconfig)
     check_start(inquiry, settings)
-    status = Operator(settings, inquiry=inquiry, make_reconciler=cluster_reconciler).run()
+    status = Operator(settings, inquiry=inquiry).run()
     if status == EXIT_LEASE_LOST:
         # Not a moment longer: somebody else may work soon, and a pass that hangs must not outlive the right to write.
         logging.shutdown()
@@ -74,36 +72,10 @@ def run_operator(settings: OperatorSettings) -> int:
     return status
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What a reconciler is made of."""
-
-    client: KubeClient
-    cache: Cache
-    poll: TrackingPoll
-    platform: Platform
-    telemetry: Metrics
-    progress_interval: float
-
-
-class ClosableReconciler(Reconciler, Protocol):
-    """A reconciler that does things in the background."""
-
-    @property
-    def close(self) -> Callable[[], None]:
-        """Begin nothing more in the background."""
-
-
 class Operator:
     """One process; `run` is called once, in the main thread."""
 
-    def __init__(
-        self,
-        settings: OperatorSettings,
-        *,
-        inquiry: Inquiry,
-        make_reconciler: Callable[[Surroundings], ClosableReconciler],
-    ) -> None:
+    def __init__(self, settings: OperatorSettings, *, inquiry: Inquiry) -> None:
         self._settings = settings
         self._stop, self._halt = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -119,7 +91,7 @@ class Operator:
         self._poll = TrackingPoll(
             wake=self._queue.add, interval=settings.progress_interval, telemetry=self._metrics
         )
-        self._reconciler = make_reconciler(
+        self._reconciler = cluster_reconciler(
             Surroundings(
                 client=KubeClient(api=api, fence=self._fence, telemetry=self._metrics),
                 cache=self._cache,

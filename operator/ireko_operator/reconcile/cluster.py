@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 from ireko_api import spec
 from ireko_api.spec import CompressionRun
@@ -28,6 +27,7 @@ from ireko_operator.kube.client import ConflictError, InvalidError, KubeClient, 
 from ireko_operator.kube.events import EventWriter
 from ireko_operator.kube.keys import FINALIZER, MANAGER, RUNS, Key, Kind, Pass
 from ireko_operator.kube.objects import RunObject
+from ireko_operator.kube.refresh import refresh
 from ireko_operator.launch import Attempt
 from ireko_operator.launch.kuberay import RayJobLauncher, refusal_of
 from ireko_operator.launch.platform import Platform
@@ -64,21 +64,17 @@ _LOOKED_FOR_SECONDS = 60.0
 log = logging.getLogger(__name__)
 
 
-class Surroundings(Protocol):
-    """What a reconciler is made of."""
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a process gives its reconciler."""
 
-    @property
-    def client(self) -> KubeClient: ...  # noqa: D102
-    @property
-    def cache(self) -> Cache: ...  # noqa: D102
-    @property
-    def poll(self) -> TrackingPoll: ...  # noqa: D102
-    @property
-    def platform(self) -> Platform: ...  # noqa: D102
-    @property
-    def telemetry(self) -> Telemetry: ...  # noqa: D102
-    @property
-    def progress_interval(self) -> float: ...  # noqa: D102
+    client: KubeClient
+    cache: Cache
+    poll: TrackingPoll
+    platform: Platform
+    telemetry: Telemetry
+    progress_interval: float
+    """Seconds between two writes of a status in which nothing but progress changed."""
 
 
 def cluster_reconciler(around: Surroundings) -> ClusterReconciler:
@@ -436,12 +432,7 @@ class ClusterReconciler:
 
     def _look_up(self, run: RunObject) -> None:
         """Ask the API server for a run of which the cache has another idea."""
-        try:
-            answer = self._client.get(RUNS, namespace=run.meta.namespace, name=run.meta.name)
-        except NotFoundError:
-            self._cache.forget(Kind.RUNS, run.meta)
-        else:
-            self._cache.learn(Kind.RUNS, answer)
+        refresh(self._client, self._cache, resource=RUNS, meta=run.meta)
 
     # --- memory ---
 
