@@ -77,7 +77,7 @@ class Attempt:
 
     number: int
     alive: bool
-    """Whether it may still do something. On a cluster: `verdicts.is_live` of its view."""
+    """Whether it may still do something. On a cluster: `attempt_ends.is_live` of its view."""
     exit_code: int | None = None
     """None while it is alive, where a signal ended it, and on a cluster, which does not tell."""
     signal: int | None = None

@@ -33,7 +33,7 @@ from ireko_operator.launch.platform import Platform
 from ireko_operator.launch.rayjob import attempt_name, build_attempt
 from ireko_operator.launch.troubles import pod_troubles, refusal, trouble
 from ireko_operator.launch.words import job_failure, job_message, sentence
-from ireko_operator.reconcile import verdicts
+from ireko_operator.reconcile import attempt_ends
 
 LOST_NODE_GRACE = timedelta(seconds=60)
 """How long after its deletion should be over a pod still counts: that of a lost node never goes by itself."""
@@ -167,7 +167,7 @@ class RayJobLauncher:
         view = self._view(job)
         return Attempt(
             number=job.attempt,
-            alive=verdicts.is_live(view),
+            alive=attempt_ends.is_live(view),
             stopping_since=job.meta.deleting,
             failure=job_failure(job.message),
             cluster=view,

@@ -31,7 +31,7 @@ from ireko_operator.kube.refresh import refresh
 from ireko_operator.launch import Attempt
 from ireko_operator.launch.kuberay import RayJobLauncher, refusal_of
 from ireko_operator.launch.platform import Platform
-from ireko_operator.reconcile.ending import Endings
+from ireko_operator.reconcile.endings import Endings
 from ireko_operator.reconcile.memory import Manifest, RunMemory
 from ireko_operator.reconcile.observe import Tracked
 from ireko_operator.reconcile.plan import plan, plan_unreadable

@@ -12,9 +12,9 @@ from datetime import datetime
 
 from ireko_api.reasons import ConditionType, Reason
 from ireko_api.status import CompressionRunStatus, Condition, Phase
+from ireko_operator.reconcile.attempt_ends import starts
 from ireko_operator.reconcile.state import Observed, StartAttempt
 from ireko_operator.reconcile.verdict import Truth, Verdict
-from ireko_operator.reconcile.verdicts import starts
 
 _SUMMARY: dict[Phase, tuple[Truth, Reason]] = {
     "Pending": ("Unknown", Reason.IN_PROGRESS),

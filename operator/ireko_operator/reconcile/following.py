@@ -7,10 +7,10 @@ from datetime import datetime
 
 from ireko_api.reasons import ConditionType, Reason
 from ireko_operator.launch import Attempt, ClusterView
+from ireko_operator.reconcile.attempt_ends import Ending, starts
 from ireko_operator.reconcile.state import DeleteAttempt, Observed, SuspendJob
 from ireko_operator.reconcile.status import seconds_active
 from ireko_operator.reconcile.verdict import Verdict
-from ireko_operator.reconcile.verdicts import Ending, starts
 
 
 def follow(observed: Observed, attempt: Attempt, view: ClusterView, *, now: datetime) -> Verdict | Ending:

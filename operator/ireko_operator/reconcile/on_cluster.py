@@ -21,9 +21,10 @@ from ireko_api.handoff import Family
 from ireko_api.reasons import ConditionType, Reason
 from ireko_api.status import CompressionRunStatus
 from ireko_operator.launch import Attempt, ClusterView
+from ireko_operator.reconcile.after_attempt import OUTAGE_RETRY, after, after_a_record, after_an_attempt
 from ireko_operator.reconcile.after_training import complete, is_registered, registering
+from ireko_operator.reconcile.attempt_ends import Ending
 from ireko_operator.reconcile.conditions import State, as_conditions
-from ireko_operator.reconcile.ended import OUTAGE_RETRY, after, after_a_record, after_an_attempt
 from ireko_operator.reconcile.following import follow, paused
 from ireko_operator.reconcile.records import record_of, vanished
 from ireko_operator.reconcile.starting import SETTLE_RETRY, start
@@ -38,7 +39,6 @@ from ireko_operator.reconcile.state import (
 )
 from ireko_operator.reconcile.status import status_of
 from ireko_operator.reconcile.verdict import Verdict
-from ireko_operator.reconcile.verdicts import Ending
 
 DELETION_GRACE = timedelta(minutes=5)
 """How long the deletion of a run waits for KubeRay to stop its job. Its objects are marked for deletion by then

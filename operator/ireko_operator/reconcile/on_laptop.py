@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from ireko_api.handoff import Family
 from ireko_api.reasons import Reason
 from ireko_operator.launch import Attempt
-from ireko_operator.reconcile import verdicts
+from ireko_operator.reconcile import attempt_ends
 from ireko_operator.reconcile.after_training import complete, is_registered, registering, unreachable
 from ireko_operator.reconcile.records import next_number
 from ireko_operator.reconcile.state import Action, Observed, Outage, StartAttempt, Stop, StopAttempt
@@ -81,14 +81,14 @@ def _after_training(observed: Observed, family: Family, now: datetime) -> Verdic
 
 def _without_a_family(observed: Observed, attempt: Attempt, now: datetime) -> Verdict:
     """A trainer that has ended and handed nothing over."""
-    if not verdicts.succeeded(attempt):
-        return _over(verdicts.ending_on_a_laptop(attempt))
+    if not attempt_ends.succeeded(attempt):
+        return _over(attempt_ends.ending_on_a_laptop(attempt))
     outage = observed.outage
     if outage is None:
-        return _over(verdicts.handed_nothing_over(attempt))
+        return _over(attempt_ends.handed_nothing_over(attempt))
     if _gives_up(observed, outage, now):
         given_up = unreachable(outage)
-        ending = verdicts.Ending(
+        ending = attempt_ends.Ending(
             number=attempt.number, outcome="Failed", reason=given_up.reason, message=given_up.message
         )
         return replace(given_up, ending=ending)
@@ -96,7 +96,7 @@ def _without_a_family(observed: Observed, attempt: Attempt, now: datetime) -> Ve
     return Verdict(phase="Running", reason=Reason.TRACKING_UNREACHABLE, message=message)
 
 
-def _over(ending: verdicts.Ending) -> Verdict:
+def _over(ending: attempt_ends.Ending) -> Verdict:
     return Verdict(
         phase="Interrupted" if ending.outcome == "Interrupted" else "Failed",
         reason=ending.reason or Reason.FAILED,

@@ -12,9 +12,9 @@ from ireko_api.quantity import from_bytes
 from ireko_api.status import MAX_ATTEMPTS, Attempt
 from ireko_operator.launch import Attempt as Seen
 from ireko_operator.launch.rayjob import attempt_name
+from ireko_operator.reconcile.attempt_ends import Ending
 from ireko_operator.reconcile.state import Observed, StartAttempt
 from ireko_operator.reconcile.verdict import Verdict
-from ireko_operator.reconcile.verdicts import Ending
 
 _LONGEST_MESSAGE = 4096
 

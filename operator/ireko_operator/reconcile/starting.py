@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 
 from ireko_api.reasons import ConditionType, Reason
 from ireko_operator.reconcile import retry
+from ireko_operator.reconcile.after_attempt import OUTAGE_RETRY
 from ireko_operator.reconcile.checks import find_trouble
-from ireko_operator.reconcile.ended import OUTAGE_RETRY
 from ireko_operator.reconcile.following import paused, queued, starting
 from ireko_operator.reconcile.records import next_number
 from ireko_operator.reconcile.state import Action, EnsureFinalizer, Observed, OnCluster, StartAttempt

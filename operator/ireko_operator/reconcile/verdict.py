@@ -7,8 +7,8 @@ from typing import Literal
 
 from ireko_api.reasons import ConditionType, Reason
 from ireko_api.status import Phase
+from ireko_operator.reconcile.attempt_ends import Ending
 from ireko_operator.reconcile.state import Action
-from ireko_operator.reconcile.verdicts import Ending
 
 Truth = Literal["True", "False", "Unknown"]
 

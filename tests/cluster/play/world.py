@@ -26,7 +26,7 @@ from ireko_operator.kube.keys import CONFIG_MAPS, EVENTS, JOBS, RUNS, Key, Pass,
 from ireko_operator.launch.platform import Platform
 from ireko_operator.launch.rayjob import REQUEST_FILE, attempt_name
 from ireko_operator.reconcile.cluster import ClusterReconciler
-from ireko_operator.reconcile.ending import Endings
+from ireko_operator.reconcile.endings import Endings
 from ireko_operator.reconcile.writing import StatusWriter
 from ireko_operator.registrar import Background, Registrar
 from ireko_operator.telemetry import NoTelemetry

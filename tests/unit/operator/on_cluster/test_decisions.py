@@ -722,7 +722,7 @@ JOB_STATES = [
 def test_every_state_of_a_rayjob_has_one_meaning(
     job: str, deployment: str, reason: str, lives: bool, ended_by: str | None
 ) -> None:
-    from ireko_operator.reconcile.verdicts import is_live
+    from ireko_operator.reconcile.attempt_ends import is_live
 
     state = {"job_status": job, "deployment_status": deployment, "reason": reason, "live_pods": 0}
     assert is_live(view(**state)) is lives

@@ -16,6 +16,7 @@ from ireko_api.handoff import Failure, Family
 from ireko_api.spec import CompressionRun
 from ireko_api.status import CompressionRunStatus
 from ireko_operator.launch import Attempt, ClusterView, WorkloadView
+from ireko_operator.reconcile.attempt_ends import is_live
 from ireko_operator.reconcile.plan import plan
 from ireko_operator.reconcile.state import (
     Action,
@@ -31,7 +32,6 @@ from ireko_operator.reconcile.state import (
     StartAttempt,
     SuspendJob,
 )
-from ireko_operator.reconcile.verdicts import is_live
 
 MOST_LOOKS = 6
 MAX_ATTEMPTS = 3

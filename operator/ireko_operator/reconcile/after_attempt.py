@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 from ireko_api.reasons import Reason
 from ireko_api.status import Attempt as Record
 from ireko_operator.launch import Attempt
-from ireko_operator.reconcile import retry, verdicts
+from ireko_operator.reconcile import attempt_ends, retry
+from ireko_operator.reconcile.attempt_ends import Ending
 from ireko_operator.reconcile.following import is_out_of_time, out_of_time, paused
 from ireko_operator.reconcile.records import last_record, record_of
 from ireko_operator.reconcile.state import Observed
 from ireko_operator.reconcile.verdict import Verdict
-from ireko_operator.reconcile.verdicts import Ending
 
 OUTAGE_RETRY = timedelta(seconds=15)
 """How often MLflow is asked again while it is away."""
@@ -82,9 +82,9 @@ def _ending_of(observed: Observed, seen: Attempt) -> Ending:
     if seen.cluster is None:
         raise AssertionError("an attempt on a cluster has objects")
     tracked = observed.tracked.failure if observed.tracked is not None else None
-    if seen.failure is None and tracked is None and verdicts.succeeded(seen):
-        return verdicts.handed_nothing_over(seen)
-    return verdicts.ending_on_cluster(seen, seen.cluster, tracked=tracked)
+    if seen.failure is None and tracked is None and attempt_ends.succeeded(seen):
+        return attempt_ends.handed_nothing_over(seen)
+    return attempt_ends.ending_on_cluster(seen, seen.cluster, tracked=tracked)
 
 
 def _failed(record: Record, attempts: Sequence[Record]) -> Verdict:
