@@ -35,6 +35,7 @@ from play import trainer
 
 CLUSTERS = Resource(group="ray.io", version="v1", plural="rayclusters")
 PODS = Resource(group="", version="v1", plural="pods")
+QUOTAS = Resource(group="", version="v1", plural="resourcequotas")
 WATCHED = (JOBS, CLUSTERS, PODS, RUNS)
 KUBERAY_FINALIZER = "ray.io/rayjob-finalizer"
 
@@ -49,7 +50,7 @@ def manifest(name: str = "demo", *, tracking_uri: str | None = None, **spec: Any
         "spec": {
             "teacher": {"model": "file:///models/teacher", "task": "text-classification"},
             "data": {"train": {"uri": "train.jsonl", "textColumns": ["sentence"], "labelColumn": "label"}},
-            "pipeline": {"quantization": {"bits": [4, 8]}},
+            "pipeline": {"mlfs": {}, "quantization": {"bits": [4, 8]}},
             "deviceTargets": [
                 {"name": "gateway", "constraints": {"maxSizeMiB": 20}},
                 {"name": "sensor", "constraints": {"maxSizeMiB": 5}},
@@ -184,7 +185,11 @@ class World:
     def close(self) -> None:
         """End the operator, and let every run and RayJob of the namespace go."""
         self.operator.close()
-        for resource in (RUNS, JOBS):
+        self.take_finalizers_away(RUNS, JOBS)
+
+    def take_finalizers_away(self, *resources: Resource) -> None:
+        """Let objects go that somebody holds, as an impatient person does."""
+        for resource in resources:
             for body in self.hands.list(resource, namespace=self.namespace):
                 if body["metadata"].get("finalizers"):
                     self.hands.merge(
@@ -194,6 +199,23 @@ class World:
                         body={"metadata": {"finalizers": None}},
                         manager="person",
                     )
+
+    @contextmanager
+    def quota(self, name: str, *, hard: Mapping[str, str]) -> Iterator[None]:
+        """A ResourceQuota of the namespace that is in force inside and gone afterwards."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {"hard": dict(hard)},
+        }
+        made = self.hands.create(QUOTAS, namespace=self.namespace, body=body, manager="person")
+        self.wait(
+            lambda: self.hands.get(QUOTAS, namespace=self.namespace, name=name).get("status", {}).get("hard")
+        )
+        yield
+        self.hands.delete(QUOTAS, namespace=self.namespace, name=name, uid=made["metadata"]["uid"])
+        self.wait(lambda: not self.hands.list(QUOTAS, namespace=self.namespace))
 
     # --- the operator ---
 

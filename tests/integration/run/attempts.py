@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tiny import NAME, PATIENCE_SECONDS
@@ -44,6 +46,27 @@ class Attempts:
     storage: str
     tracking_uri: str
     environment: Mapping[str, str]
+
+    @classmethod
+    def begin(
+        cls,
+        directory: Path,
+        *,
+        inputs: Path,
+        storage: str,
+        database: Path,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Attempts:
+        """A run that nobody has tried yet, with an MLflow database of its own."""
+        directory.mkdir()
+        shutil.copyfile(database, directory / "mlflow.db")
+        return cls(
+            directory=directory,
+            inputs=inputs,
+            storage=storage,
+            tracking_uri=f"sqlite:///{directory / 'mlflow.db'}",
+            environment=environment,
+        )
 
     def write_request(self, spec: Mapping[str, Any], *, attempt: int = 1) -> Path:
         """What the operator hands over, as the file that every machine sees."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,22 +51,10 @@ def spec_of(*, workers: int) -> dict[str, Any]:
     return spec
 
 
-def attempts(directory: Path, *, storage: str, inputs: Path, database: Path) -> Attempts:
-    directory.mkdir()
-    shutil.copyfile(database, directory / "mlflow.db")
-    return Attempts(
-        directory=directory,
-        inputs=inputs,
-        storage=storage,
-        tracking_uri=f"sqlite:///{directory / 'mlflow.db'}",
-        environment={},
-    )
-
-
 def test_a_stopped_job_and_a_lost_node_change_no_byte(
     nodes: RayNodes, server: ObjectServer, tiny_inputs: Path, migrated_mlflow_db: Path, tmp_path: Path
 ) -> None:
-    run = attempts(
+    run = Attempts.begin(
         tmp_path / "run", storage=f"s3://{BUCKET}/{PREFIX}", inputs=tiny_inputs, database=migrated_mlflow_db
     )
 
@@ -110,7 +97,7 @@ def test_a_stopped_job_and_a_lost_node_change_no_byte(
 
 def undisturbed_bundles(directory: Path, inputs: Path, database: Path) -> dict[str, str]:
     """What two workers and a driver come to when nothing happens to them."""
-    run = attempts(
+    run = Attempts.begin(
         directory / "undisturbed",
         storage=str(directory / "undisturbed" / "storage"),
         inputs=inputs,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,30 +27,16 @@ def server() -> Iterator[ObjectServer]:
     server.stop()
 
 
-def attempts(
-    directory: Path, *, storage: str, inputs: Path, database: Path, server: ObjectServer
-) -> Attempts:
-    directory.mkdir()
-    shutil.copyfile(database, directory / "mlflow.db")
-    return Attempts(
-        directory=directory,
-        inputs=inputs,
-        storage=storage,
-        tracking_uri=f"sqlite:///{directory / 'mlflow.db'}",
-        environment=server.environment,
-    )
-
-
 def test_attempts_on_machines_that_share_an_object_store_end_as_one_on_a_disk(
     server: ObjectServer, tiny_inputs: Path, migrated_mlflow_db: Path, tmp_path: Path
 ) -> None:
     """Stopped in training, killed a little later, and then left alone: each time on an empty machine."""
-    remote = attempts(
+    remote = Attempts.begin(
         tmp_path / "remote",
         storage=f"s3://{BUCKET}/{PREFIX}",
         inputs=tiny_inputs,
         database=migrated_mlflow_db,
-        server=server,
+        environment=server.environment,
     )
     spec = specification()
     spec["pipeline"]["mlfs"]["stages"]["widths"]["steps"] = LONG
@@ -77,12 +62,12 @@ def test_attempts_on_machines_that_share_an_object_store_end_as_one_on_a_disk(
     assert "IREKO_FAILURE" not in last.output
     assert not [key for key in server.keys(f"{PREFIX}/stages/") if key.endswith("at-work.json")]
     assert_every_step_once(remote)
-    local = attempts(
+    local = Attempts.begin(
         tmp_path / "local",
         storage=str(tmp_path / "local" / "storage"),
         inputs=tiny_inputs,
         database=migrated_mlflow_db,
-        server=server,
+        environment=server.environment,
     )
     assert local.run(local.write_request(spec), machine="disk").exit_status == 0, local.log_tail("disk")
     assert remote.bundles() == local.bundles()
@@ -105,12 +90,12 @@ def assert_every_step_once(run: Attempts) -> None:
 def test_a_store_that_refuses_is_named_in_the_last_line_before_anything_is_done(
     server: ObjectServer, tiny_inputs: Path, migrated_mlflow_db: Path, tmp_path: Path
 ) -> None:
-    run = attempts(
+    run = Attempts.begin(
         tmp_path / "refused",
         storage="s3://nowhere/tiny",
         inputs=tiny_inputs,
         database=migrated_mlflow_db,
-        server=server,
+        environment=server.environment,
     )
 
     ended = run.run(run.write_request(specification()), machine="one")

@@ -9,7 +9,7 @@ import pytest
 
 from ireko_api.handoff import Failure
 from ireko_operator.kube.client import FencedError, NotFoundError
-from ireko_operator.kube.keys import JOBS, RUNS, Resource
+from ireko_operator.kube.keys import JOBS, RUNS
 from play.world import World, manifest
 
 LOGS = "Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 chars):\n"
@@ -110,22 +110,10 @@ def test_somebody_elses_job_of_the_same_name_is_not_touched_and_said_to_be_in_th
 
 
 def test_a_quota_that_refuses_the_job_is_named_and_its_end_is_noticed(world: World) -> None:
-    quotas = Resource(group="", version="v1", plural="resourcequotas")
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "none", "namespace": world.namespace},
-        "spec": {"hard": {"count/rayjobs.ray.io": "0"}},
-    }
-    made = world.hands.create(quotas, namespace=world.namespace, body=quota, manager="person")
-    world.wait(
-        lambda: world.hands.get(quotas, namespace=world.namespace, name="none").get("status", {}).get("hard")
-    )
-    world.start()
-    assert world.reason("ClusterReady") == ("False", "QuotaExceeded")
-    assert "count/rayjobs.ray.io" in world.condition("ClusterReady")["message"]
-    world.hands.delete(quotas, namespace=world.namespace, name="none", uid=made["metadata"]["uid"])
-    world.wait(lambda: not world.hands.list(quotas, namespace=world.namespace))
+    with world.quota("none", hard={"count/rayjobs.ray.io": "0"}):
+        world.start()
+        assert world.reason("ClusterReady") == ("False", "QuotaExceeded")
+        assert "count/rayjobs.ray.io" in world.condition("ClusterReady")["message"]
     world.clock.ahead += timedelta(seconds=90)
     world.settle()
     assert len(world.jobs()) == 1
@@ -238,16 +226,7 @@ def test_a_deletion_that_was_not_heard_of_is_found_out(world: World) -> None:
     world.start()
     world.play("Running", "RUNNING")
     world.see()
-    for resource in (JOBS, RUNS):
-        for body in world.hands.list(resource, namespace=world.namespace):
-            if body["metadata"].get("finalizers"):
-                world.hands.merge(
-                    resource,
-                    namespace=world.namespace,
-                    name=body["metadata"]["name"],
-                    body={"metadata": {"finalizers": None}},
-                    manager="person",
-                )
+    world.take_finalizers_away(JOBS, RUNS)
     world.delete()
     world.wait(lambda: not world.exists())
     assert world.look().changed is False

@@ -14,7 +14,6 @@ from play.world import CLUSTERS, PODS, World
 from rig.api_server import Cluster, running_api_server
 from rig.kuberay import install_kuberay_definitions
 
-QUOTAS = Resource(group="", version="v1", plural="resourcequotas")
 ACCOUNTS = Resource(group="", version="v1", plural="serviceaccounts")
 CRD = Path(__file__).parents[4] / "crds" / "ireko.dev_compressionruns.yaml"
 
@@ -104,20 +103,10 @@ def test_pods_that_kuberay_makes_are_seen_with_what_they_wait_for(world: World) 
 
 
 def test_a_quota_on_pods_is_named_and_its_end_is_noticed(world: World) -> None:
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "small", "namespace": world.namespace},
-        "spec": {"hard": {"pods": "0"}},
-    }
-    made = world.hands.create(QUOTAS, namespace=world.namespace, body=quota, manager="person")
-    world.wait(
-        lambda: world.hands.get(QUOTAS, namespace=world.namespace, name="small").get("status", {}).get("hard")
-    )
-    world.start()
-    settles_at(world, "QuotaExceeded")
-    assert "small" in world.condition("ClusterReady")["message"]
-    world.hands.delete(QUOTAS, namespace=world.namespace, name="small", uid=made["metadata"]["uid"])
+    with world.quota("small", hard={"pods": "0"}):
+        world.start()
+        settles_at(world, "QuotaExceeded")
+        assert "small" in world.condition("ClusterReady")["message"]
     settles_at(world, "ClusterStarting")
 
 
