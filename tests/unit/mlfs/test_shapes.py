@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ireko_trainer.errors import UserError
-from ireko_trainer.mlfs import Shape, layers_kept, shapes_of_space
+from ireko_trainer.mlfs import Heads, Shape, layers_kept, shapes_of_space
 from ireko_trainer.mlfs.shapes import check
 
 FULL = Shape(hidden=384, heads=12, intermediate=1536, layers=tuple(range(6)))
@@ -57,14 +57,19 @@ def test_a_shape_that_cannot_be_cut_is_refused_with_a_remedy(changed: dict[str, 
 ratios = st.lists(st.floats(0.01, 1), min_size=1, max_size=3)
 
 
-@given(hidden=ratios, intermediate=ratios, layers=ratios)
+@given(
+    hidden=ratios,
+    intermediate=ratios,
+    layers=ratios,
+    heads=st.builds(Heads, per_group=st.sampled_from([1, 2, 4]), follow_hidden=st.booleans()),
+)
 def test_every_shape_of_a_space_can_be_cut(
-    hidden: list[float], intermediate: list[float], layers: list[float]
+    hidden: list[float], intermediate: list[float], layers: list[float], heads: Heads
 ) -> None:
-    shapes = shapes_of_space(full=FULL, hidden=hidden, intermediate=intermediate, layers=layers)
+    shapes = shapes_of_space(full=FULL, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads)
     assert shapes == tuple(sorted(set(shapes)))
     for shape in shapes:
-        check(shape, full=FULL)
+        check(shape, full=FULL, heads=heads)
         assert shape.within(FULL)
         assert shape.intermediate % 32 == 0
 
@@ -83,3 +88,17 @@ def test_a_space_is_the_product_of_its_axes() -> None:
 def test_ratio_one_is_the_full_size_even_if_no_multiple_of_32() -> None:
     odd = Shape(hidden=48, heads=4, intermediate=100, layers=(0, 1))
     assert shapes_of_space(full=odd, hidden=[1], intermediate=[1], layers=[1]) == (odd,)
+
+
+def test_heads_are_cut_in_groups_and_a_free_hidden_size_to_what_they_divide() -> None:
+    full = Shape(hidden=192, heads=6, intermediate=512, layers=(0, 1))
+    heads = Heads(per_group=3, follow_hidden=False)
+    shapes = shapes_of_space(full=full, hidden=[1, 0.75, 0.5], intermediate=[1], layers=[1], heads=heads)
+    # Two groups: three quarters of them are both, a half is one.
+    assert [(shape.hidden, shape.heads) for shape in shapes] == [(96, 3), (144, 6), (192, 6)]
+
+
+def test_a_free_hidden_size_that_its_heads_do_not_divide_is_refused() -> None:
+    shape = Shape(hidden=100, heads=12, intermediate=1536, layers=FULL.layers)
+    with pytest.raises(UserError, match="nearest is 96"):
+        check(shape, full=FULL, heads=Heads(follow_hidden=False))

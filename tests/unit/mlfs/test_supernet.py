@@ -9,14 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.mlfs.conftest import SMALL, answer, ask, make_batch, make_model
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from tests.unit.mlfs.conftest import (
+    DECODERS,
+    ENCODERS,
+    LLAMA_LIKE,
+    SMALL,
+    answer,
+    ask,
+    make_batch,
+    make_model,
+)
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ireko_trainer.errors import UserError
 from ireko_trainer.mlfs import Shape, Supernet
 from ireko_trainer.mlfs.supernet import SKELETONS_KEPT
-
-FAMILIES = ["bert", "roberta", "distilbert"]
 
 
 def train_pair_to_noise(supernet: Supernet) -> None:
@@ -39,8 +47,12 @@ def models_and_shapes(draw: st.DrawFn) -> tuple[PreTrainedModel, Shape]:
     """A random model of a random family and a random shape cut from it."""
     heads, head_size, layers = draw(st.integers(1, 4)), draw(st.sampled_from([4, 8])), draw(st.integers(1, 4))
     intermediate = draw(st.integers(8, 40))
+    family = draw(st.sampled_from([*ENCODERS, *DECODERS]))
+    # Heads of rotary positions and pairs of heads that share a key-value head are even.
+    unit = 2 if family in LLAMA_LIKE else 1
+    heads *= unit
     model = make_model(
-        draw(st.sampled_from(FAMILIES)),
+        family,
         task=draw(st.booleans()),
         hidden=heads * head_size,
         heads=heads,
@@ -48,7 +60,7 @@ def models_and_shapes(draw: st.DrawFn) -> tuple[PreTrainedModel, Shape]:
         layers=layers,
         seed=draw(st.integers(0, 9)),
     )
-    kept = draw(st.integers(1, heads))
+    kept = unit * draw(st.integers(1, heads // unit))
     return model, Shape(
         hidden=kept * head_size,
         heads=kept,
@@ -104,7 +116,8 @@ def test_slicing_commutes_with_adding_the_pair(drawn: tuple[PreTrainedModel, Sha
 
 def test_slices_are_nested(family: str) -> None:
     supernet = Supernet(model=make_model(family))
-    middle = Shape(hidden=36, heads=3, intermediate=64, layers=(0, 2, 3))
+    hidden, heads = {1: (36, 3), 2: (48, 4)}[supernet.layout.heads.per_group]
+    middle = Shape(hidden=hidden, heads=heads, intermediate=64, layers=(0, 2, 3))
     via_middle = Supernet(model=supernet.extract(middle)).extract(
         Shape(hidden=24, heads=2, intermediate=32, layers=(0, 2))
     )
@@ -121,9 +134,10 @@ def test_an_extracted_subnet_is_a_standard_checkpoint(family: str, task: bool, t
     member = supernet.extract(SMALL)
     member.save_pretrained(tmp_path)
     if task:
-        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        auto = AutoModelForCausalLM if family in DECODERS else AutoModelForSequenceClassification
+        loaded = auto.from_pretrained(tmp_path)
     else:
-        pooler = {} if family == "distilbert" else {"add_pooling_layer": False}
+        pooler = {"add_pooling_layer": False} if family in ("bert", "roberta") else {}
         loaded = AutoModel.from_pretrained(tmp_path, **pooler)
     loaded.set_attn_implementation("eager")
     assert torch.equal(ask(loaded.eval(), batch), ask(member, batch))
@@ -147,25 +161,34 @@ def test_subnets_copy_no_frozen_weight(family: str) -> None:
     assert {view.untyped_storage().data_ptr() for view in views} <= storages | buffers
 
 
+def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
+    supernet = supernet_at_work("qwen2")
+    assert not any("lm_head" in name for name in supernet.named_trainable())
+    supernet.end_stage()
+    member = supernet.extract(SMALL)
+    assert member.lm_head.weight is member.model.embed_tokens.weight
+    member.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight.shape == (60, 24)
+
+
 def test_training_a_subnet_touches_only_its_slice_of_the_pair(family: str) -> None:
     supernet = supernet_at_work(family)
     supernet.forward(SMALL, make_batch()).logits.square().sum().backward()
-    places = supernet.layout.places
+    places, modules = supernet.layout.places, dict(supernet.model.named_modules())
     for name, parameter in supernet.named_trainable().items():
         linear, _, factor = name.rpartition(".")
         place = places[f"{linear}.weight"]
         if place.layer in (1, 2):
             assert parameter.grad is None, name
             continue
-        rows, columns = (part.stop for part in supernet.layout.sliced(place, SMALL))
+        parts = supernet.layout.parts(place, SMALL)
+        outputs, inputs = reversed(parts) if isinstance(modules[linear], Conv1D) else parts
+        kept = torch.zeros(parameter.shape, dtype=torch.bool)
+        for piece in inputs if factor == "A" else outputs:
+            kept[(slice(None), piece) if factor == "A" else piece] = True
         assert parameter.grad is not None
-        inside, outside = (
-            (parameter.grad[:, :columns], parameter.grad[:, columns:])
-            if factor == "A"
-            else (parameter.grad[:rows], parameter.grad[rows:])
-        )
-        assert inside.abs().sum() > 0, name
-        assert outside.abs().sum() == 0, name
+        assert parameter.grad[kept].abs().sum() > 0, name
+        assert parameter.grad[~kept].abs().sum() == 0, name
     assert all(parameter.grad is None for parameter in supernet.model.parameters())
 
 

@@ -76,8 +76,8 @@ def losses(history: list[dict[str, float]], steps: int = 5) -> tuple[float, floa
 
 
 @pytest.mark.parametrize(("method", "rate"), [("Full", 1e-3), ("LowRank", 1e-2)])
-def test_the_teacher_learns_its_task(family: str, method: Any, rate: float) -> None:
-    model = make_model(family, layers=1)
+def test_the_teacher_learns_its_task(encoder: str, method: Any, rate: float) -> None:
+    model = make_model(encoder, layers=1)
     history = train_teacher(
         model=model,
         batches=always_the_same,
@@ -92,8 +92,8 @@ def test_the_teacher_learns_its_task(family: str, method: Any, rate: float) -> N
 
 
 @pytest.mark.parametrize("task", [True, False])
-def test_distillation_brings_subnets_closer_to_the_teacher(family: str, task: bool) -> None:
-    teacher = make_model(family, task=task)
+def test_distillation_brings_subnets_closer_to_the_teacher(encoder: str, task: bool) -> None:
+    teacher = make_model(encoder, task=task)
     history = train_supernet(
         supernet=Supernet(model=copy.deepcopy(teacher)),
         frozen_teacher=teacher,
@@ -121,8 +121,8 @@ def test_a_number_is_distilled_as_a_number() -> None:
     assert after < 0.8 * before
 
 
-def test_a_full_subnet_has_nothing_to_learn_from_its_own_teacher(family: str) -> None:
-    teacher = make_model(family)
+def test_a_full_subnet_has_nothing_to_learn_from_its_own_teacher(encoder: str) -> None:
+    teacher = make_model(encoder)
     supernet = Supernet(model=copy.deepcopy(teacher))
     history = train_supernet(
         supernet=supernet,
@@ -418,8 +418,8 @@ def test_a_loss_that_is_no_number_is_noticed() -> None:
         )
 
 
-def test_recovering_one_member_changes_no_other_and_improves_it(family: str) -> None:
-    teacher = make_model(family)
+def test_recovering_one_member_changes_no_other_and_improves_it(encoder: str) -> None:
+    teacher = make_model(encoder)
     supernet = Supernet(model=copy.deepcopy(teacher))
     before, other = weights(supernet.model), weights(supernet.extract(NARROW))
     batch = always_the_same(0)

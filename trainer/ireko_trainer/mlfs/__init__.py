@@ -15,13 +15,13 @@ supernet.extract(palette.shapes[0]).save_pretrained("member")      # a standard 
 
 from __future__ import annotations
 
-from ireko_trainer.mlfs.architectures import architecture_of, layout_of, teacher_shape
+from ireko_trainer.mlfs.architectures import architecture_of, layout_of, teacher_heads, teacher_shape
 from ireko_trainer.mlfs.axes import Architecture, Axis, Layout, Role
 from ireko_trainer.mlfs.importance import Importance, measure_importance, permute, permute_by_importance
 from ireko_trainer.mlfs.loop import Hooks, Optimization, TrainingState
 from ireko_trainer.mlfs.losses import Distillation
 from ireko_trainer.mlfs.sampling import Palette, draw
-from ireko_trainer.mlfs.shapes import Shape, layers_kept, shapes_of_space
+from ireko_trainer.mlfs.shapes import Heads, Shape, layers_kept, shapes_of_space
 from ireko_trainer.mlfs.subnets import ParameterCount, count_parameters, skeleton, subnet_config
 from ireko_trainer.mlfs.supernet import Batch, Forward, Supernet
 from ireko_trainer.mlfs.train import SupernetStage, recover, train_supernet, train_teacher
@@ -32,6 +32,7 @@ __all__ = [
     "Batch",
     "Distillation",
     "Forward",
+    "Heads",
     "Hooks",
     "Importance",
     "Layout",
@@ -55,6 +56,7 @@ __all__ = [
     "shapes_of_space",
     "skeleton",
     "subnet_config",
+    "teacher_heads",
     "teacher_shape",
     "train_supernet",
     "train_teacher",

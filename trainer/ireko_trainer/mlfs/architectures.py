@@ -1,8 +1,8 @@
-"""The axis tables of the encoder families that Ireko nests: BERT (MiniLM too), RoBERTa, DistilBERT.
+"""The axis tables of the encoder families that Ireko nests: BERT (MiniLM too), RoBERTa, DistilBERT; all families.
 
-To add a family, write its table here, enter it in `FAMILIES`, and add it to the families that tests/unit/mlfs
-runs its invariants over. A table that misses a parameter is refused when a model is first looked at, so a
-wrong table cannot train quietly.
+To add a family, write its table here or, for a decoder, in `decoders.py`, enter it in `FAMILIES`, and add it to
+the families that tests/unit/mlfs runs its invariants over. A table that misses a parameter is refused when a
+model is first looked at, so a wrong table cannot train quietly.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from ireko_trainer.mlfs.axes import (
     Layout,
     embedding,
     full_shape,
+    heads_of,
     linear,
     norm,
     resolve,
 )
-from ireko_trainer.mlfs.shapes import Shape
+from ireko_trainer.mlfs.decoders import DECODERS
+from ireko_trainer.mlfs.shapes import Heads, Shape
 
 HIDDEN, ATTENTION, INTERMEDIATE = Axis.HIDDEN, Axis.ATTENTION, Axis.INTERMEDIATE
 POOLED, FIXED = Axis.POOLED, Axis.FIXED
@@ -109,7 +111,7 @@ DISTILBERT = Architecture(
     model_inputs=("input_ids", "attention_mask"),
 )
 
-FAMILIES = {architecture.family: architecture for architecture in (BERT, ROBERTA, DISTILBERT)}
+FAMILIES = {architecture.family: architecture for architecture in (BERT, ROBERTA, DISTILBERT, *DECODERS)}
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
@@ -122,7 +124,7 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
         raise UserError(
             f"spec.teacher.model is a {config.model_type!r} model, and Ireko knows how to nest only "
             f"{', '.join(sorted(FAMILIES))}. Choose a teacher of one of these families, or add the axis "
-            f"table of {config.model_type!r} to ireko_trainer/mlfs/architectures.py."
+            f"table of {config.model_type!r} to ireko_trainer/mlfs/architectures.py (decoders: decoders.py beside it)."
         )
     return FAMILIES[config.model_type]
 
@@ -135,3 +137,8 @@ def layout_of(model: PreTrainedModel) -> Layout:
 def teacher_shape(config: PretrainedConfig) -> Shape:
     """The shape of the uncut model that a config describes."""
     return full_shape(architecture=architecture_of(config), config=config)
+
+
+def teacher_heads(config: PretrainedConfig) -> Heads:
+    """In which units the heads of the model that a config describes can be cut."""
+    return heads_of(architecture=architecture_of(config), config=config)

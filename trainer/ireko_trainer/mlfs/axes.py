@@ -2,8 +2,8 @@
 
 Slicing, importance permutation, parameter counting, extraction and the config of a subnet are all the same
 question, "where on its axis does this dimension end?", so they are answered from one table per family
-(`architectures.py`, `decoders.py`) instead of from code per family. A family is added by writing its table; nothing else
-changes.
+(`architectures.py`, `decoders.py`) instead of from code per family. A family is added by writing its table;
+nothing else changes.
 """
 
 from __future__ import annotations
@@ -153,8 +153,13 @@ class Layout:
     places: Mapping[str, Place]
     aliases: Mapping[str, str]
     """Other names of a parameter -> its name in `places`: a head that is tied to the embeddings."""
-    block_prefix: str
-    """Prefix of a layer's parameters in this model, before the index: `bert.encoder.layer.`."""
+    base_prefix: str
+    """Prefix of the base model's parameters in this model: `bert.`, or nothing where it is the base model."""
+
+    @property
+    def block_prefix(self) -> str:
+        """Prefix of a layer's parameters in this model, before the index: `bert.encoder.layer.`."""
+        return f"{self.base_prefix}{self.architecture.layer_prefix}"
 
     def block_name(self, layer: int, name: str) -> str:
         """The full name of something in a block: `(2, "output.dense")` to `encoder.layer.2.output.dense`."""
@@ -173,9 +178,7 @@ class Layout:
 
     def size(self, place: Place, shape: Shape) -> tuple[int, ...]:
         """How large a parameter is in a subnet of this shape."""
-        return tuple(
-            sum(part.stop - part.start for part in pieces) for pieces in self.parts(place, shape)
-        )
+        return tuple(sum(part.stop - part.start for part in pieces) for pieces in self.parts(place, shape))
 
     def segments(self, place: Place, dimension: int) -> list[tuple[Axis, int]]:
         """The axes that lie one after the other on a dimension, with their lengths in the full model."""
@@ -226,9 +229,14 @@ class Layout:
 def take(tensor: torch.Tensor, parts: Parts) -> torch.Tensor:
     """The kept parts of a tensor: a view where each dimension is kept in one piece, else a copy."""
     for dimension, pieces in enumerate(parts):
-        found = [tensor.narrow(dimension, piece.start, piece.stop - piece.start) for piece in pieces]
-        tensor = found[0] if len(found) == 1 else torch.cat(found, dim=dimension)
+        tensor = take_along(tensor, pieces, dimension=dimension)
     return tensor
+
+
+def take_along(tensor: torch.Tensor, pieces: tuple[slice, ...], *, dimension: int) -> torch.Tensor:
+    """The kept pieces of one dimension, one after the other."""
+    found = [tensor.narrow(dimension, piece.start, piece.stop - piece.start) for piece in pieces]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=dimension)
 
 
 def resolve(*, architecture: Architecture, model: PreTrainedModel) -> Layout:
@@ -250,7 +258,7 @@ def resolve(*, architecture: Architecture, model: PreTrainedModel) -> Layout:
         heads=heads,
         head_size=head_size(architecture=architecture, config=model.config),
         aliases=MappingProxyType(_aliases(model)),
-        block_prefix=f"{base}{architecture.layer_prefix}",
+        base_prefix=base,
         places=MappingProxyType(
             {name: _place(name, tuple(tensor.shape), rows) for name, tensor in model.named_parameters()}
         ),

@@ -6,8 +6,9 @@ table knows), and is the cheapest gain of the whole method, before training and 
 
 What a unit is worth is how far the output moves, to first order, when the unit is faded out: every unit gets
 a gate of 1 that its activation is multiplied by, and its score is the mean over texts of
-(∂⟨v, answer⟩/∂gate)², v being a random direction per text. This is the diagonal of the squared distance
-between the teacher's answer and the slice's, as in Kwon et al. (arXiv 2204.09656), and no labels are needed.
+(∂⟨v, answer⟩/∂gate)², v being a random direction per text, which for a language model leads to likely tokens.
+This is the diagonal of the squared distance between the teacher's answer and the slice's, as in Kwon et al.
+(arXiv 2204.09656), and no labels are needed.
 Scores by magnitude (DynaBERT, Minitron: mean |activation| × ‖column‖) do not see what reaches the answer:
 they left the half-size subnet of the SST-2 benchmark with twice the divergence. MLFS does not say how its
 slices are chosen.
@@ -27,11 +28,11 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ireko_trainer.mlfs.architectures import layout_of
-from ireko_trainer.mlfs.axes import Axis, Layout
+from ireko_trainer.mlfs.axes import Axis, Layout, Place
 from ireko_trainer.mlfs.losses import mean_pool
 from ireko_trainer.mlfs.supernet import Batch
 
-ELASTIC = frozenset(Axis) - {Axis.FIXED}
+ELASTIC = frozenset(Axis) - {Axis.FIXED, Axis.KEY_VALUE}
 
 Key = tuple[Axis, int | None]
 """An order of its own: an axis and, where each layer has its own order, the layer."""
@@ -39,7 +40,8 @@ Key = tuple[Axis, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """Score of every unit, the larger the more important: channels, heads or neurons, float64 on the CPU."""
+    """Score of every unit, the larger the more important: channels, heads (groups of heads where they share a
+    key-value head) or neurons, float64 on the CPU."""
 
     scores: Mapping[Key, Tensor]
 
@@ -67,8 +69,8 @@ def measure_importance(*, model: PreTrainedModel, batches: Iterable[Batch], seed
     """Score every unit on calibration batches (a few hundred texts are plenty).
 
     Args:
-        model: a classifier or regressor, whose logits are looked at, or an encoder, whose unit-length mean
-            embeddings are; it is left as it was.
+        model: a classifier or regressor, whose logits are looked at, a language model, whose logits for every
+            token are, or an encoder, whose unit-length mean embeddings are; it is left as it was.
         batches: what a tokenizer gives; labels are ignored.
         seed: of the random directions.
 
@@ -86,9 +88,13 @@ def measure_importance(*, model: PreTrainedModel, batches: Iterable[Batch], seed
             names = [name for name in layout.architecture.model_inputs if name in batch]
             inputs = {name: batch[name].to(model.device) for name in names}
             with torch.enable_grad():
-                output = model(**inputs)
+                output = model(**inputs, **layout.architecture.options)
                 answer = _answer(output, mask=inputs["attention_mask"])
-            gates.add_up(answer, towards=_directions(answer, generator, classes="logits" in output))
+            if answer.dim() == 3:
+                towards = _likely_directions(answer, generator, mask=inputs["attention_mask"])
+            else:
+                towards = _directions(answer, generator, classes="logits" in output)
+            gates.add_up(answer, towards=towards)
             texts += len(answer)
     finally:
         gates.remove()
@@ -104,15 +110,26 @@ def permute(*, model: PreTrainedModel, orders: Mapping[Key, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for (axis, layer), order in orders.items():
-            channels = _head_channels(order, layout.head_size) if axis is Axis.ATTENTION else order
-            for name, dimension in layout.names_on(axis, layer=layer):
+            moving = (axis, Axis.KEY_VALUE) if axis is Axis.ATTENTION else (axis,)
+            names = {found: None for one in moving for found in layout.names_on(one, layer=layer)}
+            for name, dimension in names:
                 tensor = parameters[name]
+                channels = _channels(layout, layout.places[name], dimension, moving=moving, order=order)
                 tensor.copy_(tensor.index_select(dimension, channels.to(tensor.device)))
 
 
-def _head_channels(order: Tensor, head_size: int) -> Tensor:
-    """[heads] to [heads × head size]: a head's channels stay together and in their order."""
-    return (order[:, None] * head_size + torch.arange(head_size)).flatten()
+def _channels(
+    layout: Layout, place: Place, dimension: int, *, moving: tuple[Axis, ...], order: Tensor
+) -> Tensor:
+    """Where each channel of a dimension comes from when the units of the axes in `moving` are reordered."""
+    pieces, start = [], 0
+    for axis, length in layout.segments(place, dimension):
+        unit = layout.unit(axis)
+        # The channels of a unit stay together and in their order.
+        moved = (order[:, None] * unit + torch.arange(unit)).flatten()
+        pieces.append(start + (moved if axis in moving else torch.arange(length)))
+        start += length
+    return torch.cat(pieces)
 
 
 class _Gates:
@@ -126,17 +143,19 @@ class _Gates:
         architecture, block_name = layout.architecture, layout.block_name
         for layer in layout.full.layers:
             heads = block_name(layer, architecture.attention_output)
-            self._on_input(heads, (Axis.ATTENTION, layer), size=layout.head_size)
+            self._on_input(heads, (Axis.ATTENTION, layer), size=layout.unit(Axis.ATTENTION))
             self._on_input(block_name(layer, architecture.intermediate_output), (Axis.INTERMEDIATE, layer))
             for norm in architecture.norms:
                 self._on_norm(block_name(layer, norm))
+        if architecture.final_norm is not None:
+            self._on_norm(f"{layout.base_prefix}{architecture.final_norm}")
         for name, dimension in layout.names_on(Axis.POOLED):
             # A pooler that nothing reads is an output of the model, and outputs keep their order.
             if dimension == 1:
                 self._on_input(name.removesuffix(".weight"), (Axis.POOLED, None))
 
     def add_up(self, answer: Tensor, *, towards: Tensor) -> None:
-        """Add (∂⟨towards, answer⟩/∂gate)² of the texts that were just read: answer and towards [B, n]."""
+        """Add (∂⟨towards, answer⟩/∂gate)² of the texts that were just read; answer and towards begin with [B."""
         gates = [gate for _, gate in self._gates]
         gradients = torch.autograd.grad((answer * towards).sum(), gates)
         for (key, _), gradient in zip(self._gates, gradients, strict=True):
@@ -175,7 +194,8 @@ class _Gates:
 
 
 def _answer(output: ModelOutput, *, mask: Tensor) -> Tensor:
-    """What a model says about a text: its logits [B, C], or its embedding [B, D] of unit length."""
+    """What a model says about a text: its logits [B, C], for every token of it [B, S, V], or its embedding [B, D] of
+    unit length."""
     if "logits" in output:
         return cast("Tensor", output["logits"])
     return F.normalize(mean_pool(output["last_hidden_state"], mask), dim=-1)
@@ -187,3 +207,19 @@ def _directions(answer: Tensor, generator: torch.Generator, *, classes: bool) ->
     if classes and answer.shape[-1] > 1:
         drawn -= drawn.mean(-1, keepdim=True)
     return F.normalize(drawn, dim=-1).to(answer)
+
+
+def _likely_directions(logits: Tensor, generator: torch.Generator, *, mask: Tensor) -> Tensor:
+    """Slopes of the log-probabilities of tokens that the model itself draws: [B, S, V], zero beside the text.
+
+    Most of a vocabulary is never likely, and a random direction would mostly ask about the part that is not. These
+    are distributed so that the mean score is the divergence that fading a unit out causes, to second order (the
+    Fisher information).
+    """
+    real = mask.bool()
+    with torch.no_grad():
+        chances = logits[real].float().softmax(-1)
+        drawn = torch.multinomial(chances.cpu(), 1, generator=generator).to(chances.device)
+        towards = torch.zeros_like(logits)
+        towards[real] = (-chances).scatter_add(1, drawn, torch.ones_like(chances)).to(logits)
+    return towards

@@ -67,13 +67,11 @@ def check(shape: Shape, *, full: Shape, heads: Heads = _BERT_LIKE) -> None:
     Raises:
         UserError: with the value and the nearest one that would do.
     """
-    if not 0 < shape.heads <= full.heads or shape.heads % heads.per_group:
-        groups = min(max(1, round(shape.heads / heads.per_group)), full.heads // heads.per_group)
-        raise UserError(
-            f"{shape.heads} heads cannot be cut from {full.heads}: query heads that share a key-value head stay "
-            f"together, {heads.per_group} of them. The nearest is {groups * heads.per_group} heads."
-        )
-    _check_hidden(shape, full=full, heads=heads)
+    whole = 0 < shape.heads <= full.heads and shape.heads % heads.per_group == 0
+    if heads.follow_hidden:
+        _check_hidden_of_heads(shape, full=full, heads=heads, whole=whole)
+    else:
+        _check_free_hidden(shape, full=full, heads=heads, whole=whole)
     if not 0 < shape.intermediate <= full.intermediate:
         raise UserError(
             f"intermediate size {shape.intermediate} cannot be cut from {full.intermediate}: "
@@ -86,23 +84,38 @@ def check(shape: Shape, *, full: Shape, heads: Heads = _BERT_LIKE) -> None:
         )
 
 
-def _check_hidden(shape: Shape, *, full: Shape, heads: Heads) -> None:
-    if heads.follow_hidden:
-        head_size = full.hidden // full.heads
-        if shape.hidden != shape.heads * head_size:
-            unit = heads.per_group * head_size
-            groups = min(max(1, round(shape.hidden / unit)), full.heads // heads.per_group)
-            raise UserError(
-                f"a subnet of hidden size {shape.hidden} with {shape.heads} heads is no standard checkpoint: "
-                f"heads have {head_size} channels, so hidden is {head_size} × heads, up to {full.hidden}. "
-                f"The nearest is hidden {groups * unit} with {groups * heads.per_group} heads."
-            )
-    elif not 0 < shape.hidden <= full.hidden or shape.hidden % shape.heads:
+def _check_hidden_of_heads(shape: Shape, *, full: Shape, heads: Heads, whole: bool) -> None:
+    head_size = full.hidden // full.heads
+    if whole and shape.hidden == shape.heads * head_size:
+        return
+    unit = heads.per_group * head_size
+    groups = min(max(1, round(shape.hidden / unit)), full.heads // heads.per_group)
+    raise UserError(
+        f"a subnet of hidden size {shape.hidden} with {shape.heads} heads is no standard checkpoint: "
+        f"heads have {head_size} channels, so hidden is {head_size} × heads{_in_groups(heads)}, up to {full.hidden}. "
+        f"The nearest is hidden {groups * unit} with {groups * heads.per_group} heads."
+    )
+
+
+def _check_free_hidden(shape: Shape, *, full: Shape, heads: Heads, whole: bool) -> None:
+    if not whole:
+        groups = min(max(1, round(shape.heads / heads.per_group)), full.heads // heads.per_group)
+        raise UserError(
+            f"{shape.heads} heads cannot be cut from {full.heads}{_in_groups(heads)}. "
+            f"The nearest is {groups * heads.per_group} heads."
+        )
+    if not 0 < shape.hidden <= full.hidden or shape.hidden % shape.heads:
         nearest = min(max(1, round(shape.hidden / shape.heads)), full.hidden // shape.heads) * shape.heads
         raise UserError(
             f"a subnet of hidden size {shape.hidden} with {shape.heads} heads is no standard checkpoint: hidden is "
             f"a multiple of the heads, up to {full.hidden}. The nearest is {nearest}."
         )
+
+
+def _in_groups(heads: Heads) -> str:
+    if heads.per_group == 1:
+        return ""
+    return f" (the {heads.per_group} that share a key-value head stay together)"
 
 
 def layers_kept(layers: int, depth: int) -> tuple[int, ...]:

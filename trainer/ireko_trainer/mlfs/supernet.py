@@ -25,10 +25,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import ModelOutput
 
 from ireko_trainer.errors import UserError
 from ireko_trainer.mlfs.architectures import layout_of
+from ireko_trainer.mlfs.axes import Parts, take, take_along
 from ireko_trainer.mlfs.shapes import Shape, check
 from ireko_trainer.mlfs.subnets import materialize, skeleton
 
@@ -46,9 +48,22 @@ class _Slices:
 
     skeleton: nn.Module
     frozen: dict[str, Tensor]
-    """Frozen weights and buffers by the skeleton's own names: views, never copies."""
-    pairs: dict[str, tuple[str, int, int]]
-    """Skeleton's linear -> (linear of the full model, outputs kept, inputs kept)."""
+    """Frozen weights by the skeleton's own names: views, never copies."""
+    pieced: dict[str, tuple[Tensor, Parts]]
+    """Fused matrices, of which several pieces are kept: the whole weight and the pieces, which are put together
+    for the length of a step."""
+    pairs: dict[str, _KeptLinear]
+    """By the skeleton's own names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KeptLinear:
+    """What a subnet keeps of a linear."""
+
+    source: str
+    """Its name in the full model."""
+    outputs: tuple[slice, ...]
+    inputs: tuple[slice, ...]
 
 
 class Supernet:
@@ -87,7 +102,13 @@ class Supernet:
         self.precision = precision
         self.stage: str | None = None
         self._frozen = dict(model.named_parameters())
-        self._linears = tuple(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        # A pair of its own would part a tied head from the embeddings.
+        self._linears = {
+            name: isinstance(module, Conv1D)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and f"{name}.weight" in self._frozen
+        }
+        """Linears that get a pair; whether they keep their weight as [in, out]."""
         self._pair: dict[str, nn.Parameter] = {}
         self._slices: OrderedDict[tuple[Shape, bool], _Slices] = OrderedDict()
 
@@ -109,8 +130,9 @@ class Supernet:
         if self.stage is not None:
             raise ValueError(f"stage {self.stage!r} is still open: end it before {name!r} begins")
         generator = torch.Generator().manual_seed(seed)
-        for linear in self._linears:
-            outputs, inputs = self._frozen[f"{linear}.weight"].shape
+        for linear, transposed in self._linears.items():
+            sizes = self._frozen[f"{linear}.weight"].shape
+            outputs, inputs = reversed(sizes) if transposed else sizes
             bound = 1 / math.sqrt(inputs)
             first = torch.empty(self.rank, inputs).uniform_(-bound, bound, generator=generator)
             self._pair[f"{linear}.A"] = nn.Parameter(first.to(self.device))
@@ -143,7 +165,8 @@ class Supernet:
     def trainable_size(self, shape: Shape) -> int:
         """n_j of the gradient scaling: how many of the trainable numbers the subnet of this shape uses."""
         return sum(
-            self.rank * (outputs + inputs) for _, outputs, inputs in self._kept_linears(shape).values()
+            self.rank * (_length(kept.outputs) + _length(kept.inputs))
+            for kept in self._kept_linears(shape).values()
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -183,8 +206,13 @@ class Supernet:
                 "ModelOutput",
                 functional_call(
                     slices.skeleton,
-                    slices.frozen | self._pair_views(slices),
-                    kwargs={**inputs, "output_hidden_states": hidden_states, "return_dict": True},
+                    slices.frozen | _put_together(slices) | self._pair_views(slices),
+                    kwargs={
+                        **inputs,
+                        **self.layout.architecture.options,
+                        "output_hidden_states": hidden_states,
+                        "return_dict": True,
+                    },
                     # Every weight is given by its own name; looking for tied ones would walk all modules.
                     tie_weights=False,
                 ),
@@ -204,14 +232,14 @@ class Supernet:
 
         The pair of an open stage is folded into the copy; the supernet is unchanged.
         """
-        check(shape, full=self.full)
+        check(shape, full=self.full, heads=self.layout.heads)
 
-        def read(name: str, kept: tuple[slice, ...]) -> Tensor:
+        def read(name: str, parts: Parts) -> Tensor:
             linear = name.removesuffix(".weight")
-            weight: Tensor = self._frozen[name][kept]
+            weight = take(self._frozen[name], parts)
             if f"{linear}.A" not in self._pair:
                 return weight
-            return weight + self._delta(linear, kept=kept)
+            return weight + self._delta(linear, parts=parts)
 
         with torch.no_grad():
             return materialize(model=self.model, layout=self.layout, shape=shape, read=read)
@@ -228,34 +256,44 @@ class Supernet:
         return self._slices[key]
 
     def _slice(self, shape: Shape) -> _Slices:
-        check(shape, full=self.full)
-        hollow = skeleton(self.model, shape)
-        names = {name: self.layout.source_name(name, shape) for name, _ in hollow.named_parameters()}
+        check(shape, full=self.full, heads=self.layout.heads)
         pairs = self._kept_linears(shape) if self.stage is not None else {}
-        # A view made under inference mode could never again take part in a training step.
+        frozen: dict[str, Tensor] = {}
+        pieced: dict[str, tuple[Tensor, Parts]] = {}
+        # What is made under inference mode could never again take part in a training step.
         with torch.inference_mode(mode=False), torch.no_grad():
-            frozen = {
-                _injected(name, pairs): self._frozen[source][
-                    self.layout.sliced(self.layout.places[source], shape)
-                ]
-                for name, source in names.items()
-            }
+            hollow = skeleton(self.model, shape)
+            # Under all of its names: a tied head is given the embeddings that it is tied to.
+            for name, _ in hollow.named_parameters(remove_duplicate=False):
+                source = self.layout.source_name(name, shape)
+                parts = self.layout.parts(self.layout.places[source], shape)
+                if any(len(pieces) > 1 for pieces in parts):
+                    pieced[_injected(name, pairs)] = (self._frozen[source], parts)
+                else:
+                    frozen[_injected(name, pairs)] = take(self._frozen[source], parts)
         if pairs:
-            config = LoraConfig(
-                r=self.rank, lora_alpha=self.alpha, target_modules=list(pairs), lora_dropout=0.0
-            )
-            inject_adapter_in_model(config, hollow, adapter_name=_ADAPTER, low_cpu_mem_usage=True)
-            for module in hollow.modules():
-                if isinstance(module, LoraLayer):
-                    # PEFT would widen the input to the pair's float32, and autocast narrow it again.
-                    module.cast_input_dtype_enabled = self.precision == torch.float32
-        return _Slices(skeleton=hollow, frozen=frozen | dict(self.model.named_buffers()), pairs=pairs)
+            self._inject(hollow, list(pairs))
+        return _Slices(skeleton=hollow, frozen=frozen, pieced=pieced, pairs=pairs)
 
-    def _kept_linears(self, shape: Shape) -> dict[str, tuple[str, int, int]]:
-        """The linears of a subnet, by its own names: (name in the full model, outputs kept, inputs kept)."""
+    def _inject(self, hollow: nn.Module, linears: list[str]) -> None:
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=linears,
+            lora_dropout=0.0,
+            fan_in_fan_out=any(self._linears.values()),
+        )
+        inject_adapter_in_model(config, hollow, adapter_name=_ADAPTER, low_cpu_mem_usage=True)
+        for module in hollow.modules():
+            if isinstance(module, LoraLayer):
+                # PEFT would widen the input to the pair's float32, and autocast narrow it again.
+                module.cast_input_dtype_enabled = self.precision == torch.float32
+
+    def _kept_linears(self, shape: Shape) -> dict[str, _KeptLinear]:
+        """The linears of a subnet, by its own names."""
         kept = {}
         renumbered = {layer: index for index, layer in enumerate(shape.layers)}
-        for source in self._linears:
+        for source, transposed in self._linears.items():
             place = self.layout.places[f"{source}.weight"]
             name = source
             if place.layer is not None:
@@ -263,21 +301,28 @@ class Supernet:
                     continue
                 inner = source.removeprefix(self.layout.block_name(place.layer, ""))
                 name = self.layout.block_name(renumbered[place.layer], inner)
-            outputs, inputs = (part.stop for part in self.layout.sliced(place, shape))
-            kept[name] = (source, outputs, inputs)
+            parts = self.layout.parts(place, shape)
+            outputs, inputs = reversed(parts) if transposed else parts
+            kept[name] = _KeptLinear(source=source, outputs=outputs, inputs=inputs)
         return kept
 
     def _pair_views(self, slices: _Slices) -> dict[str, Tensor]:
         views = {}
-        for name, (source, outputs, inputs) in slices.pairs.items():
-            views[f"{name}.lora_A.{_ADAPTER}.weight"] = self._pair[f"{source}.A"][:, :inputs]
-            views[f"{name}.lora_B.{_ADAPTER}.weight"] = self._pair[f"{source}.B"][:outputs]
+        for name, kept in slices.pairs.items():
+            first, second = self._pair[f"{kept.source}.A"], self._pair[f"{kept.source}.B"]
+            views[f"{name}.lora_A.{_ADAPTER}.weight"] = take_along(first, kept.inputs, dimension=1)
+            views[f"{name}.lora_B.{_ADAPTER}.weight"] = take_along(second, kept.outputs, dimension=0)
         return views
 
-    def _delta(self, linear: str, *, kept: tuple[slice, ...] = (slice(None), slice(None))) -> Tensor:
-        """(α/r)·B A of one linear, [out kept, in kept]."""
-        rows, columns = kept
-        return self.scale * (self._pair[f"{linear}.B"][rows] @ self._pair[f"{linear}.A"][:, columns])
+    def _delta(self, linear: str, *, parts: Parts | None = None) -> Tensor:
+        """(α/r)·B A of one linear, laid out as its weight: [out kept, in kept], or the other way round."""
+        first: Tensor = self._pair[f"{linear}.A"]
+        second: Tensor = self._pair[f"{linear}.B"]
+        if parts is not None:
+            outputs, inputs = reversed(parts) if self._linears[linear] else parts
+            first, second = take_along(first, inputs, dimension=1), take_along(second, outputs, dimension=0)
+        delta = self.scale * (second @ first)
+        return delta.T if self._linears[linear] else delta
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -299,7 +344,15 @@ def require_full_precision(model: PreTrainedModel) -> None:
         )
 
 
-def _injected(name: str, pairs: dict[str, tuple[str, int, int]]) -> str:
+def _put_together(slices: _Slices) -> dict[str, Tensor]:
+    return {name: take(weight, parts) for name, (weight, parts) in slices.pieced.items()}
+
+
+def _length(pieces: tuple[slice, ...]) -> int:
+    return sum(piece.stop - piece.start for piece in pieces)
+
+
+def _injected(name: str, pairs: dict[str, _KeptLinear]) -> str:
     """PEFT moves the weights of a linear that gets a pair under `base_layer`."""
     owner, _, leaf = name.rpartition(".")
     return f"{owner}.base_layer.{leaf}" if owner in pairs else name

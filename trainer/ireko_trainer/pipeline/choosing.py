@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ireko_trainer.data import EncodedDataset
 from ireko_trainer.errors import InterruptedRunError
 from ireko_trainer.evaluation import predict
-from ireko_trainer.mlfs import Shape, Supernet, shapes_of_space, skeleton, teacher_shape
+from ireko_trainer.mlfs import Shape, Supernet, shapes_of_space, skeleton, teacher_heads, teacher_shape
 from ireko_trainer.pipeline.allocation import Watch
 from ireko_trainer.pipeline.bits import (
     BitPlanner,
@@ -132,6 +132,7 @@ def _palette_body(training: Training, ordered: FinishedStage, stage: StageAtWork
         hidden=space.hidden,
         intermediate=space.intermediate,
         layers=space.layers,
+        heads=teacher_heads(model.config),
     )
     found: dict[str, list[Scored]] = {}
     sizes, quality = _predictors(training, model, stage)
