@@ -142,6 +142,15 @@ class Cluster:
                 ).returncode
                 == 0
             ),
+            what="the definitions to be established",
+            timeout=300,
+        )
+        # For a moment after that the API server still answers that their storage is being made.
+        kinds = [name.partition("/")[2] for name in applied]
+        wait_until(
+            lambda: all(
+                self.kubectl("get", kind, "--all-namespaces", check=False).returncode == 0 for kind in kinds
+            ),
             what="the definitions to be served",
             timeout=300,
         )
