@@ -23,6 +23,13 @@ def test_the_rest_takes_as_long_as_the_pace_of_this_attempt_says() -> None:
     assert progress.advance(stage="teacher", step=10, total_steps=10).eta_seconds == 30
 
 
+def test_a_stage_that_an_earlier_attempt_began_does_not_count_as_pace_up_to_there() -> None:
+    progress = meter([0.0, 1.0, 11.0])
+    progress.advance(stage="teacher", step=10, total_steps=10)
+    assert progress.advance(stage="widths", step=50, total_steps=100).eta_seconds is None
+    assert progress.advance(stage="widths", step=60, total_steps=100).eta_seconds == 44
+
+
 def test_what_an_earlier_attempt_finished_does_not_count_as_pace() -> None:
     progress = meter([0.0, 10.0])
     progress.advance(stage="widths", step=0, total_steps=10)

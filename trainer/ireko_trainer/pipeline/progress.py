@@ -22,7 +22,7 @@ class ProgressMeter:
     """Turns `advance(stage, step, total)` into `Progress` records.
 
     The pace is measured over this attempt only: what an earlier attempt finished says nothing about the machine
-    that runs now.
+    that runs now. So the first report of a stage, which may be where that attempt stopped, gains nothing.
     """
 
     def __init__(self, *, stages: tuple[StageCost, ...], clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,7 +30,9 @@ class ProgressMeter:
         self._names = [stage.name for stage in stages]
         self._total = sum(stage.cost for stage in stages) or 1.0
         self._clock = clock
-        self._first: tuple[float, float] | None = None
+        self._began: float | None = None
+        self._stage, self._done = "", 0.0
+        self._gained = 0.0
 
     def advance(self, *, stage: str, step: int, total_steps: int, message: str = "") -> Progress:
         """The progress after `step` of `total_steps` of a stage."""
@@ -44,18 +46,19 @@ class ProgressMeter:
             step=step,
             total_steps=total_steps,
             percent=min(100, int(100 * done / self._total)),
-            eta_seconds=self._eta(done),
+            eta_seconds=self._eta(stage, done),
             message=message,
             updated_at=datetime.now(tz=UTC),
         )
 
-    def _eta(self, done: float) -> int | None:
+    def _eta(self, stage: str, done: float) -> int | None:
         now = self._clock()
-        if self._first is None:
-            self._first = (now, done)
+        if self._began is None:
+            self._began = now
+        if stage == self._stage:
+            self._gained += done - self._done
+        self._stage, self._done = stage, done
+        elapsed = now - self._began
+        if self._gained <= 0 or elapsed < 1.0:
             return None
-        began, done_before = self._first
-        gained = done - done_before
-        if gained <= 0 or now - began < 1.0:
-            return None
-        return round((self._total - done) * (now - began) / gained)
+        return round((self._total - done) * elapsed / self._gained)
