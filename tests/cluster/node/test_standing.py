@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from rig.binaries import KUBERNETES, find_or_build
+from rig.cluster import programs_in_pods, require_visible
 from rig.fixtures import skipping
 from rig.machine import require_node_tier
 
@@ -24,6 +25,7 @@ def rig(*arguments: str) -> str:
 def test_a_cluster_stands_with_ireko_in_it_until_it_is_told_to_go(tmp_path: Path, repository: Path) -> None:
     with skipping("node tier"):
         require_node_tier()
+        require_visible(programs_in_pods())
     place = f"--directory={tmp_path / 'cluster'}"
     kubectl = str(find_or_build(KUBERNETES).path("kubectl"))
     try:

@@ -13,7 +13,7 @@ from rig import cgroups
 from rig.api_server import Cluster
 from rig.binaries import KUBERAY, KUBERNETES, find_or_build
 from rig.control_plane import ControlPlane, Settings
-from rig.errors import RigError
+from rig.errors import RigError, UnavailableError
 from rig.images import write_pause_image, write_program_images
 from rig.machine import require_node_tier
 from rig.network import SLOTS_OF_TESTS, Addresses, Switch, a_free_slot
@@ -25,6 +25,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 ENVIRONMENT_IN_IMAGES = Path("/opt/ireko")
 """Where the Dockerfile puts the virtual environment."""
+
+_TEMPORARY = Path("/tmp")
 
 _NODE_GRACE_SECONDS = 16
 """After how long without news a node counts as lost; the default of 40 s would be waiting in every fault test."""
@@ -103,6 +105,7 @@ def running_cluster(
     require_node_tier()
     mounted = programs_in_pods()
     _refuse_hidden([directory, *mounted.values()])
+    require_visible(mounted)
     with (
         a_free_slot(slots) as addresses,
         _switch(addresses, directory) as switch,
@@ -203,6 +206,16 @@ def programs_in_pods() -> dict[Path, Path]:
         *map(Path, site.getsitepackages()),
     }
     return {**{path: path for path in _without_nested(wanted)}, ENVIRONMENT_IN_IMAGES: Path(sys.prefix)}
+
+
+def require_visible(paths: Iterable[Path]) -> None:
+    """Refuse what pods with a /tmp of their own, as Ireko's are, would not find in it."""
+    for path in paths:
+        if path.is_relative_to(_TEMPORARY):
+            raise UnavailableError(
+                f"{path} lies in {_TEMPORARY}, of which pods have one of their own; with a checkout and an "
+                "environment elsewhere it runs"
+            )
 
 
 def _without_nested(paths: Iterable[Path]) -> list[Path]:
