@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo test check unit integration ray-cluster cluster-tests nodes chain soak cluster cluster-down format lock generate clean
+.PHONY: help setup demo test check unit integration ray-cluster cluster-tests soak cluster cluster-down format lock generate clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -56,17 +56,13 @@ ray-cluster: $(READY) ## A run on a Ray cluster of several nodes of this machine
 	@$(BIN)/python -m pytest tests/integration/run/test_run_cluster.py -q
 
 cluster-tests: $(READY)
-	@echo "==> Cluster tests: a real API server with KubeRay's operator (its programs are built once, about 10 minutes)"
+	@echo "==> Cluster tests: a real API server and real nodes with KubeRay (their programs are built once, about 10 minutes)"
 	@PYTHONPATH=tests/cluster $(BIN)/python -m rig binaries
 	@$(BIN)/python -m pytest tests/cluster/test_rig.py tests/cluster/api -q
-
-nodes: $(READY) ## Pods, storage and a RayJob on two real nodes of this machine (root).
-	@$(BIN)/python -m pytest tests/cluster/node -q
-
-chain: $(READY) ## From helm install to a loaded model on two real nodes, undisturbed and disturbed (root).
-	@$(BIN)/python -m pytest tests/cluster/chain -q
+	@$(BIN)/python -m pytest tests/cluster/node tests/cluster/chain -q -rs
 
 soak: $(READY) ## Disturb runs on real nodes at random moments (MINUTES=60) and report (root).
+	@IREKO_SOAK=1 $(BIN)/python -m pytest tests/cluster/api/reconcile/test_reconcile_machine.py -q
 	@PYTHONPATH=tests/cluster $(BIN)/python -m chain.soak --minutes=$(or $(MINUTES),60)
 
 cluster: $(READY) ## Start a small real Kubernetes on this machine with KubeRay, MLflow and Ireko (root).
