@@ -37,14 +37,17 @@ class DataSource(SpecModel):
     decompressed."""
     format: Format = "auto"
     """How the table is written. `auto` goes by the file's name: `.jsonl`, `.csv` and `.tsv`, `.parquet`,
-    `.txt`, each with or without `.gz`."""
+    `.txt`, each with or without `.gz`. Plain text has one text per line; for text-generation a text may have many
+    lines where lines that are only `<|endoftext|>` part them."""
     text_columns: Annotated[tuple[Column, ...], Field(min_length=1, max_length=2)] = ("text",)
-    """The column with the text, or the two columns of a text pair such as a premise and a hypothesis."""
+    """The column with the text, or the two columns of a text pair such as a premise and a hypothesis. For
+    text-generation it may hold conversations: lists of messages with `role` and `content`, which the teacher's own
+    chat template turns into text."""
     label_column: Column | None = None
     """The column with the labels. Without it the table has texts only, which is enough to distil on."""
     max_length: Annotated[Integer, Field(ge=4, le=131072)] = 128
     """Tokens after which a text is cut. Cost grows with it, so take what the device will see, not what the
-    teacher can."""
+    teacher can. For text-generation all texts are one running text, cut into windows of so many tokens."""
     limit: Annotated[Integer, Field(ge=1, le=INT32_MAX)] | None = None
     """Use only so many rows, counted from the top. Without it every row is used."""
 

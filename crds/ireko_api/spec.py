@@ -42,6 +42,7 @@ from ireko_api.status import CompressionRunStatus
 from ireko_api.targets import (
     CLASSIFICATION_METRICS,
     EMBEDDING_METRICS,
+    LANGUAGE_METRICS,
     REGRESSION_METRICS,
     Constraints,
     DeviceTarget,
@@ -109,6 +110,16 @@ _CEL_TRAINS_STAGE_0_UNLABELLED = (
 )
 
 
+def _cel_running_text(source: str) -> str:
+    rule = f"(!has(self.data.{source}.labelColumn) && self.data.{source}.textColumns.size() == 1)"
+    return rule if source == "train" else f"(!has(self.data.{source}) || {rule})"
+
+
+def _holds_running_text(data: Data) -> bool:
+    sources = [source for source in (data.train, data.validation, data.calibration) if source is not None]
+    return all(source.label_column is None and len(source.text_columns) == 1 for source in sources)
+
+
 def _metric_suits(task: str, metrics: tuple[str, ...]) -> Rule:
     """The rule that a run for `task` is judged by one of `metrics`."""
     return Rule(
@@ -146,9 +157,13 @@ class CompressionRunSpec(SpecModel):
         Rule(
             message="InPlace distillation trains the largest subnet on labels while the others learn from it:"
             " name data.train.labelColumn, or set pipeline.mlfs.distillation.teacher to Frozen",
-            cel="has(self.data.train.labelColumn) || !has(self.pipeline.mlfs)"
-            " || self.pipeline.mlfs.distillation.teacher != 'InPlace'",
-            holds=lambda spec: _label_column(spec) is not None or _distils_from(spec) != "InPlace",
+            cel="has(self.data.train.labelColumn) || self.teacher.task == 'text-generation'"
+            " || !has(self.pipeline.mlfs) || self.pipeline.mlfs.distillation.teacher != 'InPlace'",
+            holds=lambda spec: (
+                _label_column(spec) is not None
+                or spec.teacher.task == "text-generation"
+                or _distils_from(spec) != "InPlace"
+            ),
             field="pipeline.mlfs.distillation.teacher",
         ),
         Rule(
@@ -162,6 +177,16 @@ class CompressionRunSpec(SpecModel):
         ),
         _metric_suits("feature-extraction", EMBEDDING_METRICS),
         _metric_suits("text-classification", CLASSIFICATION_METRICS + REGRESSION_METRICS),
+        _metric_suits("text-generation", LANGUAGE_METRICS),
+        Rule(
+            message="text-generation learns from running text: drop labelColumn, and leave one entry in textColumns,"
+            " in train, validation and calibration",
+            cel="self.teacher.task != 'text-generation' || ("
+            + " && ".join(_cel_running_text(name) for name in ("train", "validation", "calibration"))
+            + ")",
+            holds=lambda spec: spec.teacher.task != "text-generation" or _holds_running_text(spec.data),
+            field="data.train",
+        ),
     )
 
     seed: Annotated[Integer, Field(ge=0, le=INT32_MAX)] = 0

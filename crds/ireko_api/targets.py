@@ -9,11 +9,14 @@ from pydantic import Field
 
 from ireko_api.base import INT32_MAX, NUMBER, Integer, Rule, SpecModel, Text, name_of
 
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "agreement", "fidelity", "neighbours"]
+Metric = Literal[
+    "accuracy", "f1", "matthews", "pearson", "spearman", "agreement", "fidelity", "neighbours", "likelihood"
+]
 
 CLASSIFICATION_METRICS = ("accuracy", "f1", "matthews", "agreement")
 REGRESSION_METRICS = ("pearson", "spearman", "fidelity")
 EMBEDDING_METRICS = ("fidelity", "neighbours", "pearson", "spearman")
+LANGUAGE_METRICS = ("likelihood", "accuracy", "agreement")
 
 
 class Constraints(SpecModel):
@@ -54,10 +57,13 @@ class Evaluation(SpecModel):
     """How members are judged."""
 
     metric: Metric | None = None
-    """The number that members are chosen by. Without it: `accuracy` for classes, `spearman` for numbers,
-    `fidelity` to the teacher where there are no labels. `agreement`, `fidelity` and `neighbours` compare with
-    the teacher and need no labels."""
+    """The number that members are chosen by; larger is better. Without it: `accuracy` for classes, `spearman` for
+    numbers, `fidelity` to the teacher where there are no labels, `likelihood` for text-generation. `agreement`,
+    `fidelity` and `neighbours` compare with the teacher and need no labels. `likelihood` is 1 / perplexity, the
+    geometric mean of the probabilities of the next tokens: a minQuality of 0.2 is a perplexity of at most 5, a
+    minQualityRatio of 0.95 one of at most the teacher's / 0.95."""
     batch_size: Annotated[Integer, Field(ge=1, le=65536)] = 64
-    """Texts per forward pass. It changes speed and memory, not results."""
+    """Texts per forward pass; fewer for text-generation where they hold more than 4096 tokens. It changes speed and
+    memory, not results."""
     limit: Annotated[Integer, Field(ge=1, le=INT32_MAX)] | None = None
     """Judge by only so many validation rows, counted from the top. Without it all of them are used."""

@@ -33,8 +33,8 @@ class Teacher(SpecModel):
     branch is used, which may change from one run to the next."""
     task: Task
     """What the model is for; decides its head, its losses and how it is scored. This release executes
-    `feature-extraction` (sentence embeddings) and `text-classification`; the trainer refuses the other
-    two."""
+    `feature-extraction` (sentence embeddings), `text-classification` and `text-generation` (decoders, which learn
+    from running text); the trainer refuses `fill-mask`."""
     dtype: DType = "auto"
     """Number format the teacher is loaded in. `auto` takes float32, in which training is safe everywhere."""
     trust_remote_code: Boolean = False

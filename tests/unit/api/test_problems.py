@@ -221,6 +221,7 @@ def test_a_long_value_is_cut_in_the_sentence(manifest_with: ManifestWith) -> Non
 # --- rules -------------------------------------------------------------------------------------
 
 UNLABELLED = {"data.train.labelColumn": None}
+RUNNING_TEXT = {"teacher.task": "text-generation", **UNLABELLED}
 EMBEDDINGS = {"teacher.task": "feature-extraction", "pipeline.mlfs.stages": {"teacher": {"method": "Skip"}}}
 STAGE_0 = "pipeline.mlfs.stages.teacher"
 
@@ -315,6 +316,12 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
         "feature-extraction cannot be judged by",
     ),
     ({"evaluation.metric": "neighbours"}, "evaluation.metric", "text-classification cannot be judged by"),
+    ({**RUNNING_TEXT, "evaluation.metric": "f1"}, "evaluation.metric", "text-generation cannot be judged by"),
+    (
+        {**RUNNING_TEXT, "data.calibration": {"uri": "a", "textColumns": ["a", "b"]}},
+        "data.train",
+        "text-generation learns from running text",
+    ),
     ({"compute.maxMemory": "1Gi"}, "compute.maxMemory", "maxMemory is what a worker's memory may grow to"),
     ({"compute.storage": {}}, "compute.storage.persistentVolumeClaim", "name exactly one place"),
     (
@@ -370,6 +377,8 @@ def test_every_rule_is_broken_once_in_the_table_above() -> None:
         {"pipeline.quantization": None},
         {"data.labels": ["a", "b"], "data.problemType": "SingleLabel"},
         {**EMBEDDINGS, "evaluation.metric": "neighbours"},
+        {**RUNNING_TEXT, "evaluation.metric": "likelihood"},
+        {**RUNNING_TEXT, "pipeline.mlfs.distillation.teacher": "InPlace"},
         {"evaluation.metric": "agreement"},
         {"compute.maxMemory": "2048Mi"},
         {"compute.maxMemory": "4e9", "compute.resourcesPerWorker": {"memory": 2000000000}},

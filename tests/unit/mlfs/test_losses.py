@@ -15,6 +15,7 @@ from ireko_trainer.mlfs.losses import (
     feature_loss,
     gradient_weight,
     mean_pool,
+    next_token_loss,
     similarity_loss,
     task_loss,
 )
@@ -141,3 +142,14 @@ def test_gradient_weights(largest: int, sizes: tuple[int, int], gamma: float) ->
 def test_weights_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="alpha in"):
         Distillation(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_next_token_of_padding_does_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 7, generator=generator)
+    ids = torch.randint(0, 7, (2, 5), generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    logs = logits.log_softmax(-1)
+    said = [float(logs[0, step, ids[0, step + 1]]) for step in range(4)]
+    said += [float(logs[1, step, ids[1, step + 1]]) for step in range(2)]
+    assert float(next_token_loss(logits, ids, mask)) == pytest.approx(-sum(said) / 6)

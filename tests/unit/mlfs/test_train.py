@@ -104,6 +104,51 @@ def test_distillation_brings_subnets_closer_to_the_teacher(encoder: str, task: b
     assert after < 0.9 * before
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "gpt2"])
+@pytest.mark.parametrize("method", ["Full", "LowRank"])
+def test_a_language_model_learns_from_text_alone(family: str, method: Any) -> None:
+    model = make_model(family, layers=2)
+    history = train_teacher(
+        model=model,
+        batches=lambda _step: make_batch(rows=8, labels=None),
+        method=method,
+        optimization=Optimization(steps=25, learning_rate=1e-2),
+        dropout=False,
+    )
+    before, after = losses(history)
+    assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "gpt2"])
+def test_subnets_of_a_language_model_come_closer_to_it(family: str) -> None:
+    teacher = make_model(family)
+    supernet = Supernet(model=copy.deepcopy(teacher))
+    palette = Palette(shapes=(SMALL, Shape(hidden=48, heads=4, intermediate=64, layers=(0, 1, 3))))
+    history = train_supernet(
+        supernet=supernet,
+        frozen_teacher=teacher,
+        batches=lambda _step: make_batch(rows=8, labels=None),
+        stage=stage(
+            palette=palette,
+            optimization=Optimization(steps=20, learning_rate=1e-2),
+            distillation=Distillation(projection=8, alpha=1.0),
+        ),
+    )
+    before, after = losses(history)
+    assert after < 0.9 * before
+
+
+def test_the_largest_language_model_can_train_in_place_without_labels() -> None:
+    supernet = Supernet(model=make_model("llama"))
+    history = train_supernet(
+        supernet=supernet,
+        frozen_teacher=None,
+        batches=lambda _step: make_batch(rows=4, labels=None),
+        stage=stage(palette=Palette(shapes=(SMALL,))),
+    )
+    assert {f"loss/{shape}" for shape in (supernet.full, SMALL)} < set(history[0])
+
+
 def test_a_number_is_distilled_as_a_number() -> None:
     teacher = make_model("bert", labels=1)
 

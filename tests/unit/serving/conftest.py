@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "bad", "film", "good", "is", "not", "the", "very", "what")
 
@@ -62,3 +69,28 @@ def regressor_checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = BertForSequenceClassification(config(num_labels=1, problem_type="regression"))
     return save(model, tmp_path / "regressor")
+
+
+@pytest.fixture(scope="session")
+def writer_tokenizer(tokenizer: Any) -> Any:
+    """Documents begin with [CLS]; a conversation is its contents."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        unk_token="[UNK]",
+        chat_template="{% for m in messages %}{{ m.content + ' ' }}{% endfor %}",
+    )
+
+
+@pytest.fixture
+def decoder_checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    tokens = {"bos_token_id": 2, "eos_token_id": 3, "initializer_range": 0.4}
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS), num_key_value_heads=2, max_position_embeddings=64, **sizes, **tokens
+        )
+    )
+    return save(model, tmp_path / "decoder")

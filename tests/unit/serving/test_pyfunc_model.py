@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from ireko_trainer.serving import pyfunc_model as shipped
 from ireko_trainer.serving import write_bundle
@@ -175,3 +175,46 @@ def test_the_shipped_file_imports_only_what_its_requirements_bring() -> None:
             modules.update(alias.name for alias in node.names)
     imported = {module.split(".")[0] for module in modules}
     assert imported - sys.stdlib_module_names == {"mlflow", "numpy", "torch", "transformers"}
+
+
+@pytest.fixture
+def writer(decoder_checkpoint: Path, writer_tokenizer: Any, tmp_path: Path) -> Member:
+    return loaded(decoder_checkpoint, writer_tokenizer, tmp_path / "bundle", task="text-generation")
+
+
+def test_a_decoder_goes_on_with_the_most_likely_tokens(
+    writer: Member, decoder_checkpoint: Path, writer_tokenizer: Any
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(decoder_checkpoint)
+    for text in TEXTS:
+        prompt = [2, *writer_tokenizer(text, add_special_tokens=False)["input_ids"]]
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 5 and ids[-1] != 3:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        answer = writer.predict(None, [text], {"max_new_tokens": 5})
+        before, whole = (writer_tokenizer.decode(i, skip_special_tokens=True) for i in (prompt, ids))
+        assert answer == [{"text": whole[len(before) :]}]
+
+
+def test_prompts_of_every_length_are_continued_together_as_alone(writer: Member) -> None:
+    alone = [writer.predict(None, [text], {"max_new_tokens": 6})[0] for text in TEXTS]
+    assert writer.predict(None, TEXTS, {"max_new_tokens": 6, "batch_size": 3}) == alone
+    assert len({answer["text"] for answer in alone}) > 1
+
+
+def test_a_conversation_is_continued_as_its_template_writes_it(writer: Member) -> None:
+    messages = [{"role": "user", "content": "the film"}, {"role": "user", "content": "is good"}]
+    few = {"max_new_tokens": 4}
+    expected = writer.predict(None, ["the film is good"], few)
+    assert writer.predict(None, {"messages": messages}, few) == expected
+    assert writer.predict(None, [{"messages": messages}, "bad"], few)[0] == expected[0]
+
+
+def test_nothing_is_continued_too(writer: Member) -> None:
+    assert len(writer.predict(None, [""], {"max_new_tokens": 3})) == 1
+    assert writer.predict(None, [], {"max_new_tokens": 3}) == []
+
+
+def test_an_answer_that_leaves_no_room_for_the_prompt_is_refused(writer: Member) -> None:
+    with pytest.raises(ValueError, match="max_new_tokens is 16, and the model holds 16"):
+        writer.predict(None, ["a film"], {"max_new_tokens": 16})

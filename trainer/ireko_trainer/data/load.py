@@ -13,6 +13,7 @@ from ireko_api.spec import DataSource
 from ireko_trainer.data.encoded import EncodedDataset, compact
 from ireko_trainer.data.labels import LabelSpace, encode_labels
 from ireko_trainer.data.table import TextTable, read_table
+from ireko_trainer.data.windows import load_windows
 from ireko_trainer.errors import UserError
 
 _CHUNK = 2048
@@ -34,13 +35,13 @@ def load_data(
     Texts longer than `source.max_length` tokens are cut. For `text-classification` two text columns become
     one sequence with two segments. For `feature-extraction` they are two rows of their own
     (`EncodedDataset.pairs`) and the labels are similarities; labels of single texts have no meaning there and
-    are refused.
+    are refused. For `text-generation` all texts are one running text, in windows (`windows.py`).
 
     Args:
         source: `spec.data.train` or one of its siblings.
         base_dir: where relative paths start.
         tokenizer: the teacher's.
-        task: `text-classification` or `feature-extraction`.
+        task: `text-classification`, `feature-extraction` or `text-generation`.
         labels: what the labels mean (`label_space`); not needed for `feature-extraction` or without a label
             column.
         field: path of `source` in the manifest, such as `spec.data.train`, for error texts.
@@ -48,6 +49,8 @@ def load_data(
     Raises:
         UserError: the file, a row or a label cannot be used; the text names field, value and remedy.
     """
+    if task == "text-generation":
+        return load_windows(source=source, base_dir=base_dir, tokenizer=tokenizer, field=field)
     _require_usable(source=source, tokenizer=tokenizer, task=task, field=field)
     table = read_table(source=source, base_dir=base_dir, field=field)
     separate = task == "feature-extraction" and table.seconds is not None

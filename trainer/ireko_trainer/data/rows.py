@@ -37,6 +37,10 @@ TEXT_COLUMN = "text"
 """The column under which plain text appears."""
 
 
+END_OF_DOCUMENT = "<|endoftext|>"
+"""A line that is only this parts the documents of a plain text, as in TinyStories and the corpora of GPT-2."""
+
+
 class Row(NamedTuple):
     """One record of a file."""
 
@@ -64,7 +68,8 @@ def detect_format(location: Location, *, declared: str) -> str:
 
 
 def read_rows(location: Location, *, file_format: str) -> Iterator[Row]:
-    """The rows of a file in its order; blank lines are skipped.
+    """The rows of a file in its order; blank lines are skipped, but inside the documents of format `documents`,
+    which is plain text read as documents: one per line, or what stands between lines of `END_OF_DOCUMENT`.
 
     Raises:
         UserError: while iterating, when the file is missing, unreadable or broken; the text has the line.
@@ -74,6 +79,7 @@ def read_rows(location: Location, *, file_format: str) -> Iterator[Row]:
         "csv": _csv,
         "parquet": _parquet,
         "text": _text_lines,
+        "documents": _documents,
     }
     with _readable(location):
         yield from readers[file_format](location)
@@ -145,6 +151,24 @@ def _lines(location: Location) -> Iterator[tuple[int, str]]:
 
 def _text_lines(location: Location) -> Iterator[Row]:
     return (Row(number, {TEXT_COLUMN: line}) for number, line in _lines(location))
+
+
+def _documents(location: Location) -> Iterator[Row]:
+    parts: list[list[str]] = [[]]
+    for _, line in _decoded(location):
+        if line.strip() == END_OF_DOCUMENT:
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    if len(parts) == 1:
+        yield from _text_lines(location)
+        return
+    place = 0
+    for lines in parts:
+        place += len(lines) + 1
+        text = "".join(lines).strip()
+        if text:
+            yield Row(place - 1, {TEXT_COLUMN: text})
 
 
 def _json_lines(location: Location) -> Iterator[Row]:

@@ -18,15 +18,17 @@ from ireko_trainer.errors import DivergedError
 
 METRICS: Mapping[str, str] = MappingProxyType(
     {
-        "accuracy": "Share of texts whose most likely class is the label.",
+        "accuracy": "Share of texts whose most likely class is the label (for text-generation, of tokens that were the "
+        "most likely ones).",
         "f1": "F1 of class 1 when there are two classes, else the mean F1 over the classes (macro).",
         "matthews": "Matthews correlation coefficient of predicted and true classes.",
         "pearson": "Pearson correlation with the labels (for feature-extraction, of a pair's cosine).",
         "spearman": "Spearman rank correlation with the labels (for feature-extraction, of a pair's cosine).",
-        "agreement": "Share of texts for which member and teacher predict the same class.",
+        "agreement": "Share of texts (for text-generation, of tokens) for which member and teacher predict the same.",
         "fidelity": "Pearson correlation with the teacher: of the values for regression, of all cosine "
         "similarities between different texts for feature-extraction.",
         "neighbours": "Share of texts whose nearest neighbour is the same under member and teacher.",
+        "likelihood": "Geometric mean of the probabilities of the tokens that come next: 1 / perplexity.",
     }
 )
 """Name → meaning of every metric that a manifest may ask for."""
@@ -41,6 +43,8 @@ def default_metric(*, task: str, regression: bool, has_labels: bool) -> str:
     Spearman for similarity of pairs is the custom of the field (Reimers & Gurevych 2019, §4.1); accuracy and
     Pearson are the first metrics of the corresponding GLUE tasks. Without labels only the teacher is left.
     """
+    if task == "text-generation":
+        return "likelihood"
     if task == "feature-extraction":
         return "spearman" if has_labels else "fidelity"
     if has_labels:

@@ -51,8 +51,17 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
+def next_token_loss(logits: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of the tokens that come next: logits [B, S, V], tokens [B, S], 1 for real ones in mask [B, S]."""
+    following = mask[:, 1:].bool()
+    return F.cross_entropy(logits[:, :-1][following].float(), input_ids[:, 1:][following])
+
+
 def answer_loss(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """How far the subnet's answer [B, C] is from the teacher's: T²·KL(teacher ‖ subnet), or squared error."""
+    """How far the subnet's answers are from the teacher's: T²·KL(teacher ‖ subnet), or squared error.
+
+    Answers are [B, C], one for each text, or one for each token of a language model.
+    """
     if is_regression(logits):
         return F.mse_loss(logits.float(), teacher.float())
     return temperature**2 * F.kl_div(

@@ -33,6 +33,7 @@ from ireko_trainer.mlfs.losses import (
     feature_loss,
     gradient_weight,
     mean_pool,
+    next_token_loss,
     similarity_loss,
     task_loss,
 )
@@ -61,11 +62,12 @@ def train_teacher(
     state: TrainingState | None = None,
     stage: str = "teacher",
 ) -> History:
-    """Stage 0: fit the full model to the labels, in place; it is left frozen, in eval mode.
+    """Stage 0: fit the full model to the labels, or a language model to its texts, in place; it is left frozen, in
+    eval mode.
 
     Args:
         model: float32 weights, on the device to train on.
-        batches: must carry labels.
+        batches: must carry labels, unless the model is a language model.
         optimization: steps and learning rate; about 1e-4 for `Full`, 2e-3 for `LowRank`.
         method: all weights, or a low-rank pair that is folded into the weights at the end.
         rank: of `LowRank`.
@@ -92,17 +94,17 @@ def train_teacher(
 
     def step_function(step: int) -> dict[str, Tensor]:
         batch = _on_device(batches(step), model.device)
-        if "labels" not in batch:
-            raise UserError(
-                "spec.pipeline.mlfs.stages.teacher: fine-tuning needs labels, and spec.data.train has none. "
-                "Name its labelColumn, or set method to Skip and distil from the teacher as it is."
-            )
         with _random_numbers(seed=seed, step=step, device=model.device):
             if supernet is not None:
                 output = supernet.forward(supernet.full, batch, dropout=dropout)
             else:
                 output = _run(model.train(dropout), batch, precision=precision)
-        loss = task_loss(_logits(output), batch["labels"])
+        loss = _true_loss(output, batch)
+        if loss is None:
+            raise UserError(
+                "spec.pipeline.mlfs.stages.teacher: fine-tuning needs labels, and spec.data.train has none. "
+                "Name its labelColumn, or set method to Skip and distil from the teacher as it is."
+            )
         loss.backward()
         return {"loss": loss}
 
@@ -152,7 +154,7 @@ def train_supernet(
         supernet: between stages; it is again so afterwards, also when an error ends the stage.
         frozen_teacher: what every subnet imitates, a model of its own, permuted as the supernet's was; `None`
             lets the supernet's largest subnet train on the labels and teach the others (the paper's way).
-        batches: labels are used if there are any.
+        batches: labels are used if there are any; a language model also learns from the texts themselves.
         stage: what to train and how.
         hooks: see `loop.Hooks`.
         state: as saved through the hooks, to go on from there.
@@ -236,7 +238,7 @@ def recover(
 class _Reference:
     """What a teacher said about a batch; shared by all subnets of the step."""
 
-    logits: Tensor | None
+    answers: Tensor | None
     embeddings: Tensor
     features: tuple[Tensor, ...]
     """Empty when the feature loss is off."""
@@ -310,7 +312,7 @@ class _SupernetStep:
     def _refer(self, output: ModelOutput, batch: Batch) -> _Reference:
         with torch.no_grad():
             return _Reference(
-                logits=output["logits"].detach() if "logits" in output else None,
+                answers=_answers(output, batch).detach() if "logits" in output else None,
                 embeddings=_embeddings(output, batch) if "logits" not in output else torch.empty(0),
                 features=tuple(
                     self._projection.features(hidden.detach(), state)
@@ -322,10 +324,12 @@ class _SupernetStep:
         self, output: ModelOutput, *, shape: Shape, reference: _Reference, batch: Batch
     ) -> Tensor:
         weights = self._stage.distillation
-        if reference.logits is None:
+        if reference.answers is None:
             imitation = similarity_loss(_embeddings(output, batch), reference.embeddings)
         else:
-            imitation = answer_loss(_logits(output), reference.logits, temperature=weights.temperature)
+            imitation = answer_loss(
+                _answers(output, batch), reference.answers, temperature=weights.temperature
+            )
         if self._with_features:
             imitation = imitation + weights.beta * feature_loss(
                 output["hidden_states"],
@@ -334,33 +338,50 @@ class _SupernetStep:
                 layers=[self._teacher_layers[layer] for layer in shape.layers],
                 mask=batch["attention_mask"],
             )
-        if reference.logits is None or "labels" not in batch:
+        truth = _true_loss(output, batch)
+        if truth is None:
             return imitation
-        return (1 - weights.alpha) * task_loss(_logits(output), batch["labels"]) + weights.alpha * imitation
+        return (1 - weights.alpha) * truth + weights.alpha * imitation
 
 
 def _labelled_loss(output: ModelOutput, batch: Batch) -> Tensor:
     """What the maxnet learns from when it trains in place."""
-    if "labels" not in batch or "logits" not in output:
+    loss = _true_loss(output, batch)
+    if loss is None:
         raise UserError(
             "spec.pipeline.mlfs.distillation.teacher: InPlace trains the largest subnet on labels, and there "
             "are none to train on. Set it to Frozen."
         )
-    return task_loss(_logits(output), batch["labels"])
+    return loss
 
 
 def _run(
     model: PreTrainedModel, batch: Batch, *, precision: torch.dtype, hidden_states: bool = False
 ) -> ModelOutput:
     """A whole model on a batch, with the entries that its family takes."""
-    names = architecture_of(model.config).model_inputs
-    inputs = {name: batch[name] for name in names if name in batch}
+    architecture = architecture_of(model.config)
+    inputs = {name: batch[name] for name in architecture.model_inputs if name in batch}
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-        return cast("ModelOutput", model(**inputs, output_hidden_states=hidden_states, return_dict=True))
+        return cast(
+            "ModelOutput",
+            model(**inputs, **architecture.options, output_hidden_states=hidden_states, return_dict=True),
+        )
 
 
-def _logits(output: ModelOutput) -> Tensor:
-    return cast("Tensor", output["logits"])
+def _true_loss(output: ModelOutput, batch: Batch) -> Tensor | None:
+    """What the labels say of a model's answers, or the texts themselves of a language model's; None: nothing does."""
+    if "logits" not in output:
+        return None
+    logits = cast("Tensor", output["logits"])
+    if logits.dim() == 3:
+        return next_token_loss(logits, batch["input_ids"], batch["attention_mask"])
+    return task_loss(logits, batch["labels"]) if "labels" in batch else None
+
+
+def _answers(output: ModelOutput, batch: Batch) -> Tensor:
+    """Logits that are compared with a teacher's: of each text [B, C], or of each real token of all texts [T, V]."""
+    logits = cast("Tensor", output["logits"])
+    return logits if logits.dim() == 2 else logits[batch["attention_mask"].bool()]
 
 
 def _embeddings(output: ModelOutput, batch: Batch) -> Tensor:

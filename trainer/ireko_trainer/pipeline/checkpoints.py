@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import cast
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ireko_trainer.mlfs import Hooks, TrainingState
@@ -32,14 +39,16 @@ def save_model(model: PreTrainedModel, directory: Path, *, tokenizer: PreTrained
 
 def load_model(directory: Path, *, task: str, device: torch.device) -> PreTrainedModel:
     """Load a checkpoint of this pipeline in float32, evaluation mode, with eager attention."""
-    if task == "text-classification":
-        model = AutoModelForSequenceClassification.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager"
-        )
-    else:
-        model = AutoModel.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager", **_without_pooler(directory)
-        )
+    kinds = {
+        "text-classification": AutoModelForSequenceClassification,
+        "text-generation": AutoModelForCausalLM,
+    }
+    model = kinds.get(task, AutoModel).from_pretrained(
+        directory,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        **({} if task in kinds else _without_pooler(directory)),
+    )
     return cast("PreTrainedModel", model.to(device).eval())
 
 
@@ -85,5 +94,6 @@ def _without_pooler(directory: Path) -> dict[str, bool]:
     # A base model that was loaded without its pooler is saved without it; asking for one would add random weights.
     with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
         has_pooler = any(name.startswith("pooler.") for name in file.keys())  # noqa: SIM118  (not a dict)
-    model_type = json.loads((directory / "config.json").read_text())["model_type"]
-    return {} if has_pooler or model_type == "distilbert" else {"add_pooling_layer": False}
+    config = AutoConfig.from_pretrained(directory)
+    takes_pooling = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    return {"add_pooling_layer": False} if takes_pooling and not has_pooler else {}

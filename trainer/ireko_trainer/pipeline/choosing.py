@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ireko_trainer.data import EncodedDataset
 from ireko_trainer.errors import InterruptedRunError
-from ireko_trainer.evaluation import predict
+from ireko_trainer.evaluation import Forward, foresee, predict
 from ireko_trainer.mlfs import Shape, Supernet, shapes_of_space, skeleton, teacher_heads, teacher_shape
 from ireko_trainer.pipeline.allocation import Watch
 from ireko_trainer.pipeline.bits import (
@@ -23,7 +23,14 @@ from ireko_trainer.pipeline.bits import (
     uniform_size,
 )
 from ireko_trainer.pipeline.files import Json
-from ireko_trainer.pipeline.judging import Judge, as_forward, sample_batches
+from ireko_trainer.pipeline.judging import (
+    AnyJudge,
+    Judge,
+    LanguageJudge,
+    as_forward,
+    sample_batches,
+    sample_of,
+)
 from ireko_trainer.pipeline.stage import StageAtWork
 from ireko_trainer.pipeline.store import FinishedStage, content_key
 from ireko_trainer.pipeline.training import Training, make_supernet
@@ -68,8 +75,10 @@ def judge(
     teacher: PreTrainedModel,
     data: EncodedDataset,
     precision: torch.dtype,
-) -> Judge:
+) -> AnyJudge:
     """A judge of models on `data` against `teacher`."""
+    if training.inputs.task == "text-generation":
+        return _language_judge(training, teacher=as_forward(teacher), data=data, precision=precision)
     reference = predict(
         forward=as_forward(teacher),
         data=data,
@@ -85,6 +94,23 @@ def judge(
         data=data,
         batch_size=training.request.spec.evaluation.batch_size,
         reference=reference,
+        device=training.device,
+        precision=precision,
+    )
+
+
+def _language_judge(
+    training: Training, *, teacher: Forward, data: EncodedDataset, precision: torch.dtype
+) -> LanguageJudge:
+    batch_size = training.request.spec.evaluation.batch_size
+    return LanguageJudge(
+        metric=training.inputs.metric,
+        data=data,
+        batch_size=batch_size,
+        teacher=teacher,
+        reference=foresee(
+            forward=teacher, data=data, batch_size=batch_size, device=training.device, precision=precision
+        ),
         device=training.device,
         precision=precision,
     )
@@ -166,7 +192,7 @@ def _predictors(
     quantization = training.request.spec.pipeline.quantization
     columns = group_size(quantization)
     calibration = training.inputs.calibration
-    sample = calibration.take(min(_PALETTE_SAMPLE, len(calibration)))
+    sample = sample_of(calibration, texts=_PALETTE_SAMPLE)
     judged = judge(training, teacher=model, data=sample, precision=training.precision)
     supernet = Supernet(model=model)
 
@@ -292,7 +318,7 @@ def _planner(training: Training, model: PreTrainedModel, watch: Watch) -> BitPla
 class _Bench:
     """One trained shape with the bits of every target; two targets with room for the same bits share a measurement."""
 
-    def __init__(self, *, shape: Shape, planner: BitPlanner, judged: Judge) -> None:
+    def __init__(self, *, shape: Shape, planner: BitPlanner, judged: AnyJudge) -> None:
         self._shape = shape
         self._planner = planner
         self._judged = judged
@@ -355,7 +381,7 @@ def _candidate_entry(candidate: Candidate, target: str) -> dict[str, Any]:
     }
 
 
-def _float_entry(model: PreTrainedModel, shape: Shape, judged: Judge) -> dict[str, Any]:
+def _float_entry(model: PreTrainedModel, shape: Shape, judged: AnyJudge) -> dict[str, Any]:
     return {
         "shape": shape_entry(shape),
         "target": None,

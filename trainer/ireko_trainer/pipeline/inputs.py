@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ireko_api.handoff import RunRequest
-from ireko_api.spec import DataSource
+from ireko_api.spec import CompressionRunSpec, DataSource
 from ireko_trainer.data import EncodedDataset, label_space, load_data, split_holdout
 from ireko_trainer.errors import UserError
 from ireko_trainer.evaluation import default_metric
+from ireko_trainer.pipeline.bits import uniform_bits
+from ireko_trainer.quant import describe
+from ireko_trainer.quant.checkpoint import check_storable
 from ireko_trainer.teacher import LoadedTeacher, head_labels, load_teacher, resolve
 
 
@@ -97,6 +100,7 @@ def _load_teacher(request: RunRequest, *, base_dir: Path, cache_dir: Path) -> Lo
     teacher = load_teacher(
         spec=spec.teacher, base_dir=base_dir, cache_dir=cache_dir, labels=labels, seed=spec.seed
     )
+    _require_storable(spec, teacher)
     mlfs = spec.pipeline.mlfs
     if teacher.new_head and (mlfs is None or mlfs.stages.teacher.method == "Skip"):
         raise UserError(
@@ -104,3 +108,10 @@ def _load_teacher(request: RunRequest, *, base_dir: Path, cache_dir: Path) -> Lo
             "spec.pipeline.mlfs.stages.teacher.method to Full, or name a teacher that is fine-tuned on the task"
         )
     return teacher
+
+
+def _require_storable(spec: CompressionRunSpec, teacher: LoadedTeacher) -> None:
+    """Say before anything is trained that no file can hold this family in few bits."""
+    if spec.pipeline.quantization is not None:
+        layout = describe(teacher.model)
+        check_storable(type(teacher.model).__name__, layout, uniform_bits(layout, bits=8))

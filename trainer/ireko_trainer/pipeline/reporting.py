@@ -146,7 +146,7 @@ def _matrix_bits(record: Mapping[str, Any]) -> Iterator[MatrixBits]:
             matrix = module.removeprefix(f"{block}.")
             yield MatrixBits(block=f"layer {blocks.index(block)}", matrix=matrix, bits=bits)
         else:
-            place = "embeddings" if "embedding" in module else "head"
+            place = "embeddings" if "embed" in module or module.endswith(("wte", "wpe")) else "head"
             yield MatrixBits(block=place, matrix=module.rpartition(".")[2], bits=bits)
 
 

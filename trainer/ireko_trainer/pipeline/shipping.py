@@ -19,7 +19,7 @@ from ireko_trainer.pipeline.choosing import device_limits, evaluation_data, judg
 from ireko_trainer.pipeline.family import Trained
 from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.inputs import Inputs
-from ireko_trainer.pipeline.judging import Judge, as_forward, sample_batches
+from ireko_trainer.pipeline.judging import AnyJudge, as_forward, sample_batches
 from ireko_trainer.pipeline.plan import meter_for
 from ireko_trainer.pipeline.reporting import report_content
 from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
@@ -56,7 +56,7 @@ class _Shipping:
         return self.training.inputs
 
     @cached_property
-    def judge(self) -> Judge:
+    def judge(self) -> AnyJudge:
         """Judges finished members in float32; the teacher answers once for all of them."""
         teacher = self.training.load(self.checkpoint(self.trained.teacher))
         return judge(
@@ -270,11 +270,18 @@ def _bundle(shipping: _Shipping, source: FinishedStage, directory: Path) -> Bund
         checkpoint=source.output("checkpoint"),
         tokenizer=shipping.inputs.teacher.tokenizer,
         task=shipping.inputs.task,
-        max_length=shipping.request.spec.data.train.max_length,
+        max_length=_longest_input(shipping),
         labels=() if labels is None else labels.names,
         regression=shipping.inputs.regression,
         directory=directory,
     )
+
+
+def _longest_input(shipping: _Shipping) -> int:
+    """Tokens that a member takes: as many as it was trained on, or, for prompt and answer, as it has positions for."""
+    if shipping.inputs.task == "text-generation":
+        return int(shipping.inputs.teacher.tokenizer.model_max_length)
+    return shipping.request.spec.data.train.max_length
 
 
 def _member(shipping: _Shipping, target: str, source: FinishedStage, bundle: Bundle) -> Member:

@@ -153,7 +153,8 @@ def save_config(
     group_size: int,
     directory: Path,
 ) -> None:
-    """Write the `config.json` that tells loaders how `model.safetensors` is packed."""
+    """Write the `config.json` that tells loaders how `model.safetensors` is packed, and, beside it, how a model that
+    generates does so."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32
@@ -162,6 +163,8 @@ def save_config(
             layout, bits=bits, group_size=group_size, prefix=model.base_model_prefix
         )
     config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
 
 
 def quantization_config(

@@ -74,9 +74,9 @@ def write_bundle(
     Args:
         checkpoint: directory with `config.json` and `model.safetensors`; copied as it is.
         tokenizer: saved beside the weights.
-        task: `feature-extraction` or `text-classification`.
-        max_length: tokens after which a text is cut.
-        labels: names of the classes in the order of the logits; empty for embeddings and regression.
+        task: `feature-extraction`, `text-classification` or `text-generation`.
+        max_length: tokens after which a text is cut; for text-generation of prompt and answer together.
+        labels: names of the classes in the order of the logits; empty for embeddings, regression and generation.
         regression: the head predicts one number.
         directory: where the bundle goes.
 

@@ -86,14 +86,20 @@ def signature(bundle: Bundle) -> ModelSignature:
     declaration; `pyfunc_model.texts_of` checks the input itself.
     """
     settings = bundle.settings
-    if settings["task"] == "feature-extraction":
+    parameters = [ParamSpec("batch_size", "long", pyfunc_model.DEFAULT_BATCH_SIZE)]
+    if settings["task"] == "text-generation":
+        outputs = Schema([ColSpec("string", "text")])
+        parameters += [
+            ParamSpec("max_new_tokens", "long", pyfunc_model.DEFAULT_NEW_TOKENS),
+            ParamSpec("temperature", "double", pyfunc_model.DEFAULT_TEMPERATURE),
+        ]
+    elif settings["task"] == "feature-extraction":
         outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, settings["outputs"]))])
     elif settings["regression"]:
         outputs = Schema([ColSpec("double", "score")])
     else:
         outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
-    batch_size = ParamSpec("batch_size", "long", pyfunc_model.DEFAULT_BATCH_SIZE)
-    return ModelSignature(outputs=outputs, params=ParamSchema([batch_size]))
+    return ModelSignature(outputs=outputs, params=ParamSchema(parameters))
 
 
 def _ready_model(client: Any, experiment_id: str, name: str, tags: Mapping[str, str]) -> str | None:

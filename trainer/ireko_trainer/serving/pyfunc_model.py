@@ -28,6 +28,9 @@ INFERENCE_FILE = "inference.json"
 CHECKPOINT_DIR = "checkpoint"
 BUNDLE_ARTIFACT = "bundle"
 DEFAULT_BATCH_SIZE = 32
+DEFAULT_NEW_TOKENS = 64
+DEFAULT_TEMPERATURE = 0.0
+"""Always the most likely token."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -136,10 +139,12 @@ def _row(item: Any) -> tuple[str, ...]:
 
 
 class Member(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """One member of a family: an encoder that embeds, or a classifier.
+    """One member of a family: an encoder that embeds, a classifier, or a decoder that goes on writing.
 
     `predict` returns float32 `[N, D]` of length-1 embeddings for feature-extraction, a list of
-    `{"label", "score"}` for classification (score: the probability), a list of `{"score"}` for regression.
+    `{"label", "score"}` for classification (score: the probability), a list of `{"score"}` for regression, and
+    a list of `{"text"}` for text-generation: what comes after each prompt. A prompt is a text, or a
+    conversation as `{"messages": [{"role", "content"}, …]}`.
     """
 
     # MLflow takes hints on `predict` for an input schema, and no schema has texts as well as pairs.
@@ -157,6 +162,8 @@ class Member(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """Predictions in the order of the input; see `texts_of` for what the input may be."""
+        if self.settings["task"] == "text-generation":
+            return self._continuations(self._prompts(model_input), **(params or {}))
         first, second = texts_of(model_input)
         if second is not None and self.settings["task"] == "feature-extraction":
             raise TypeError("this model embeds single texts; send both texts of a pair as items of their own")
@@ -168,6 +175,79 @@ class Member(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             return [{"score": float(row[0])} for row in outputs]
         labels = self.settings["labels"]
         return [{"label": labels[int(row.argmax())], "score": float(row.max())} for row in outputs]
+
+    def _prompts(self, model_input: Any) -> list[list[int]]:
+        """Token ids of each prompt, begun as the texts that the model learned from."""
+        if isinstance(model_input, Mapping) and "messages" in model_input:
+            model_input = [model_input]
+        if isinstance(model_input, Sequence) and not isinstance(model_input, str):
+            model_input = [self._written(item) for item in model_input]
+        texts, second = texts_of(model_input)
+        if second is not None:
+            raise TypeError("this model continues single texts; send no pairs")
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        begin = self.tokenizer.bos_token_id
+        if begin is None:
+            # Documents were parted by their ends: an empty one begins behind another's.
+            return [row or [self.tokenizer.eos_token_id] for row in ids]
+        return [row if row[:1] == [begin] else [begin, *row] for row in ids]
+
+    def _written(self, item: Any) -> Any:
+        if isinstance(item, Mapping) and "messages" in item:
+            messages = list(item["messages"])
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return item
+
+    def _continuations(
+        self,
+        prompts: list[list[int]],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        temperature: float = DEFAULT_TEMPERATURE,
+    ) -> list[dict[str, str]]:
+        room = int(self.settings["max_length"]) - int(max_new_tokens)
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}, and the model holds {self.settings['max_length']} tokens with "
+                "the prompt; ask for fewer"
+            )
+        # What came last says most about what comes next.
+        prompts = [ids[-room:] for ids in prompts]
+        sampling = (
+            {"do_sample": True, "temperature": float(temperature)} if temperature else {"do_sample": False}
+        )
+        results = [""] * len(prompts)
+        order = np.argsort([len(ids) for ids in prompts], kind="stable")
+        for begin in range(0, len(order), int(batch_size)):
+            chosen = [int(index) for index in order[begin : begin + int(batch_size)]]
+            rows = [prompts[index] for index in chosen]
+            for index, text in zip(chosen, self._generate(rows, int(max_new_tokens), sampling), strict=True):
+                results[index] = text
+        return [{"text": text} for text in results]
+
+    def _generate(self, rows: list[list[int]], max_new_tokens: int, sampling: dict[str, Any]) -> list[str]:
+        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id or 0 if pad is None else pad
+        longest = max(len(ids) for ids in rows)
+        # On the left, so that every row goes on at its last column.
+        padded = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in rows], device=self.device)
+        lengths = torch.tensor([len(ids) for ids in rows], device=self.device)
+        mask = (torch.arange(longest, device=self.device) >= longest - lengths[:, None]).long()
+        with torch.inference_mode():
+            written = self.model.generate(
+                input_ids=padded,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                **sampling,
+            )
+        return [self._decoded(ids, new.tolist()) for ids, new in zip(rows, written[:, longest:], strict=True)]
+
+    def _decoded(self, prompt: list[int], new: list[int]) -> str:
+        """The new part of the text. Decoded alone it would lose the space that it begins with."""
+        before = self.tokenizer.decode(prompt, skip_special_tokens=True)
+        return str(self.tokenizer.decode(prompt + new, skip_special_tokens=True)[len(before) :])
 
     def _outputs(self, first: list[str], second: list[str] | None, *, batch_size: int) -> np.ndarray:
         """Embeddings `[N, D]`, probabilities `[N, labels]` or values `[N, 1]`, float32."""

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -38,6 +41,12 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_CLASSES = {
+    "feature-extraction": MODEL_MAPPING,
+    "text-classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "text-generation": MODEL_FOR_CAUSAL_LM_MAPPING,
+}
+"""Task → the families that have a class for it. A task that is not in here is not executed."""
 _BROKEN_WEIGHTS = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -75,6 +84,7 @@ def load_teacher(
 
     `feature-extraction` loads the bare encoder without the pooling layer, which embeddings do not use.
     `text-classification` loads the checkpoint's head, which must fit the labels, or makes a new one for them.
+    `text-generation` loads a decoder with its language model head.
     Attention is the eager implementation, whose matrices can be sliced and observed.
 
     Args:
@@ -112,10 +122,9 @@ def load_teacher(
 
 
 def _require_executable(task: str) -> None:
-    if task not in ("feature-extraction", "text-classification"):
+    if task not in _CLASSES:
         raise UserError(
-            f"spec.teacher.task: {task} is not executed in this release; use feature-extraction or "
-            "text-classification."
+            f"spec.teacher.task: {task} is not executed in this release; use {', '.join(sorted(_CLASSES))}."
         )
 
 
@@ -174,11 +183,12 @@ def _load_config(directory: Path, *, spec: Teacher) -> PreTrainedConfig:
             f"{_FIELD}: {directory / 'config.json'} does not describe a model that transformers knows "
             f"({_first_line(error)}); give a checkpoint of a known architecture."
         ) from error
-    embeds = spec.task == "feature-extraction"
-    classes = MODEL_MAPPING if embeds else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    known = type(config) in classes or "auto_map" in config.to_dict()
+    known = type(config) in _CLASSES[spec.task] or "auto_map" in config.to_dict()
+    kind = "encoder-decoder models" if config.is_encoder_decoder else "models without a class for it"
+    if spec.task == "text-generation" and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        # transformers has causal classes for encoders, whose checkpoints were trained to see the words to come.
+        known, kind = False, "encoders"
     if not known or config.is_encoder_decoder:
-        kind = "encoder-decoder models" if config.is_encoder_decoder else "models without a class for it"
         raise UserError(
             f"spec.teacher.task: {spec.task} is not done by {kind} such as {config.model_type} in "
             f"{directory}; choose another task or teacher."
@@ -227,6 +237,8 @@ def _load_model(
 def _class_and_options(config: PreTrainedConfig, *, spec: Teacher) -> tuple[Any, dict[str, Any]]:
     if spec.task == "text-classification":
         return AutoModelForSequenceClassification, {}
+    if spec.task == "text-generation":
+        return AutoModelForCausalLM, {}
     known = MODEL_MAPPING.get(type(config), None)
     takes_pooling = known is not None and "add_pooling_layer" in inspect.signature(known.__init__).parameters
     return AutoModel, {"add_pooling_layer": False} if takes_pooling else {}
