@@ -220,12 +220,13 @@ class CompressionRunSpec(SpecModel):
 
         Where, with what and how patiently a run executes is left out: another image, more memory or a pause is
         the same run, which goes on where it stood. Of `compute` only the number of workers is in it, because it
-        decides which texts meet in a step.
+        decides which texts meet in a step. Gradient checkpointing trades time for memory and changes no number.
         """
         content = self.model_dump(
             mode="json", by_alias=True, exclude_none=True, exclude={"suspend", "compute"}
         )
         content["registry"].pop("credentialsSecret", None)
+        content["pipeline"].get("mlfs", {}).pop("gradientCheckpointing", None)
         content["compute"] = {"workers": self.compute.workers}
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 

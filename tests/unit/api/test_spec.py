@@ -151,6 +151,7 @@ def test_the_digest_tells_different_specs_apart(
         {"compute.storage": {"objectStore": {"uri": "s3://bucket/a"}}},
         {"compute.podTemplate": {"spec": {"affinity": {}}}},
         {"registry.credentialsSecret": "mlflow"},
+        {"pipeline.mlfs.gradientCheckpointing": True},
     ],
     ids=str,
 )

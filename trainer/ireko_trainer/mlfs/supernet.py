@@ -31,6 +31,7 @@ from transformers.utils.generic import ModelOutput
 from ireko_trainer.errors import UserError
 from ireko_trainer.mlfs.architectures import layout_of
 from ireko_trainer.mlfs.axes import Parts, take, take_along
+from ireko_trainer.mlfs.recompute import blocks_of, recomputed
 from ireko_trainer.mlfs.shapes import Shape, check
 from ireko_trainer.mlfs.subnets import materialize, skeleton
 
@@ -79,6 +80,8 @@ class Supernet:
         precision: float32, or bfloat16 for autocast around float32 weights and pairs. Measured on CPUs with
             native bfloat16: holding the frozen weights in bfloat16 saves nothing per step, so they stay
             exact.
+        gradient_checkpointing: keep only the inputs of the blocks for the backward pass and compute the rest
+            again: a third more time, for a fraction of the activations.
 
     Raises:
         UserError: the family is unknown, or the weights are in half precision.
@@ -92,6 +95,7 @@ class Supernet:
         rank: int = 8,
         alpha: float = 16.0,
         precision: torch.dtype = torch.float32,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.layout = layout_of(model)
         require_full_precision(model)
@@ -100,6 +104,7 @@ class Supernet:
         self.scale = alpha / rank
         self.alpha = alpha
         self.precision = precision
+        self.gradient_checkpointing = gradient_checkpointing
         self.stage: str | None = None
         self._frozen = dict(model.named_parameters())
         # A pair of its own would part a tied head from the embeddings.
@@ -201,7 +206,8 @@ class Supernet:
         if slices.skeleton.training != dropout:
             slices.skeleton.train(dropout)
         inputs = {name: batch[name] for name in self.layout.architecture.model_inputs if name in batch}
-        with self._autocast():
+        blocks = blocks_of(slices.skeleton, layout=self.layout, layers=len(shape.layers))
+        with self._autocast(), recomputed(blocks, enabled=self.gradient_checkpointing):
             return cast(
                 "ModelOutput",
                 functional_call(

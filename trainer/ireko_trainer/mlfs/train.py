@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ireko_trainer.errors import UserError
-from ireko_trainer.mlfs.architectures import architecture_of
+from ireko_trainer.mlfs.architectures import architecture_of, layout_of
 from ireko_trainer.mlfs.loop import Hooks, Optimization, TrainingState, optimize
 from ireko_trainer.mlfs.losses import (
     Distillation,
@@ -37,6 +37,7 @@ from ireko_trainer.mlfs.losses import (
     similarity_loss,
     task_loss,
 )
+from ireko_trainer.mlfs.recompute import blocks_of, recomputed
 from ireko_trainer.mlfs.sampling import Palette, draw
 from ireko_trainer.mlfs.shapes import Shape
 from ireko_trainer.mlfs.supernet import Batch, Supernet, require_full_precision
@@ -56,6 +57,7 @@ def train_teacher(
     rank: int = 8,
     alpha: float = 16.0,
     precision: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
     dropout: bool = True,
     seed: int = 0,
     hooks: Hooks | None = None,
@@ -73,6 +75,7 @@ def train_teacher(
         rank: of `LowRank`.
         alpha: of `LowRank`.
         precision: float32, or bfloat16 for autocast.
+        gradient_checkpointing: compute the blocks again in the backward pass instead of keeping what is in them.
         dropout: with the probabilities of the model's config.
         seed: of the pair and the dropout masks.
         hooks: see `loop.Hooks`.
@@ -83,9 +86,17 @@ def train_teacher(
         UserError: there are no labels, the weights are in half precision, or the training diverged.
     """
     require_full_precision(model)
+    layout = layout_of(model)
+    blocks = blocks_of(model, layout=layout, layers=len(layout.full.layers))
     supernet: Supernet | None = None
     if method == "LowRank":
-        supernet = Supernet(model=model, rank=rank, alpha=alpha, precision=precision)
+        supernet = Supernet(
+            model=model,
+            rank=rank,
+            alpha=alpha,
+            precision=precision,
+            gradient_checkpointing=gradient_checkpointing,
+        )
         supernet.begin_stage(stage, seed=seed)
         parameters = supernet.named_trainable()
     else:
@@ -98,7 +109,8 @@ def train_teacher(
             if supernet is not None:
                 output = supernet.forward(supernet.full, batch, dropout=dropout)
             else:
-                output = _run(model.train(dropout), batch, precision=precision)
+                with recomputed(blocks, enabled=gradient_checkpointing):
+                    output = _run(model.train(dropout), batch, precision=precision)
         loss = _true_loss(output, batch)
         if loss is None:
             raise UserError(
@@ -213,7 +225,11 @@ def recover(
     order and in parallel. Arguments as in `train_supernet`; returns the standard model.
     """
     alone = Supernet(
-        model=supernet.extract(shape), rank=supernet.rank, alpha=supernet.alpha, precision=supernet.precision
+        model=supernet.extract(shape),
+        rank=supernet.rank,
+        alpha=supernet.alpha,
+        precision=supernet.precision,
+        gradient_checkpointing=supernet.gradient_checkpointing,
     )
     train_supernet(
         supernet=alone,
@@ -285,15 +301,25 @@ class _SupernetStep:
         reference = self._ask_teacher(batch)
         metrics: dict[str, Tensor] = {}
         for shape in shapes:
-            output = self._supernet.forward(shape, batch, hidden_states=self._with_features)
-            if reference is None:
-                loss = _labelled_loss(output, batch)
-                reference = self._refer(output, batch)
-            else:
-                loss = self._distillation_loss(output, shape=shape, reference=reference, batch=batch)
-            (loss * (self._weight(shape) / len(shapes))).backward()
+            loss, reference = self._train(shape, batch, reference, among=len(shapes))
             metrics[f"loss/{shape}"] = loss
-        return {"loss": torch.stack(list(metrics.values())).detach().mean(), **metrics}
+        return {"loss": torch.stack(list(metrics.values())).mean(), **metrics}
+
+    def _train(
+        self, shape: Shape, batch: Batch, reference: _Reference | None, *, among: int
+    ) -> tuple[Tensor, _Reference]:
+        """Add up the gradients of one subnet of several; returns its loss and what the others learn from.
+
+        What the subnet answered is forgotten before the next one answers.
+        """
+        output = self._supernet.forward(shape, batch, hidden_states=self._with_features)
+        if reference is None:
+            loss = _labelled_loss(output, batch)
+            reference = self._refer(output, batch)
+        else:
+            loss = self._distillation_loss(output, shape=shape, reference=reference, batch=batch)
+        (loss * (self._weight(shape) / among)).backward()
+        return loss.detach(), reference
 
     def _weight(self, shape: Shape) -> float:
         return gradient_weight(

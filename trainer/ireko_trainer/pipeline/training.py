@@ -137,6 +137,7 @@ def _teacher_body(training: Training, stage: StageAtWork) -> Json:
             rank=training.mlfs.rank,
             alpha=float(training.mlfs.lora_alpha),
             precision=training.precision,
+            gradient_checkpointing=training.mlfs.gradient_checkpointing,
             seed=training.request.spec.seed,
             hooks=training.hooks(stage, total_steps=settings.steps),
             state=load_state(stage.directory),
@@ -266,6 +267,7 @@ def make_supernet(training: Training, start: FinishedStage) -> Supernet:
         rank=training.mlfs.rank,
         alpha=float(training.mlfs.lora_alpha),
         precision=training.precision,
+        gradient_checkpointing=training.mlfs.gradient_checkpointing,
     )
 
 
