@@ -8,15 +8,15 @@ meets only quantized matrices (`lockstep.py`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ireko_trainer.quant.calls import Batch, Recorded, input_groups, inputs, record
 from ireko_trainer.quant.gptq import DEFAULT_OPTIONS, GptqOptions, gptq_together
@@ -120,39 +120,74 @@ def gptq_database(
     What a search over widths compares its candidates with: one pass over the data, and the inputs' second moments serve
     all widths.
     """
+    for dense in _dense_blocks(source, batches, frozenset(widths), dtype=torch.float32):
+        for group in dense.groups:
+            wanted = {key: widths[f"{dense.name}.{key}"] for key in group}
+            for bits in sorted({width for choices in wanted.values() for width in choices}):
+                solved = gptq_together(
+                    {key: weight_matrix(dense.modules[key]) for key in group if bits in wanted[key]},
+                    hessian=dense.moments[group[0]],
+                    bits=dict.fromkeys(group, bits),
+                    group_size=group_size,
+                    options=options,
+                )
+                yield from ((f"{dense.name}.{key}", tensor) for key, tensor in solved.items())
+        if on_block is not None:
+            on_block(dense.index + 1, len(source.names))
+
+
+def input_moments(
+    *,
+    source: BlockSource,
+    batches: Sequence[Batch],
+    modules: Container[str],
+    dtype: torch.dtype = torch.float32,
+    on_block: OnBlock | None = None,
+) -> Iterator[tuple[str, Hessian]]:
+    """Yield the second moments of the inputs of the named modules in the unchanged model, block by block.
+
+    Modules that read the same tensor get the same object; a module that the data never reaches gets none.
+    """
+    for dense in _dense_blocks(source, batches, modules, dtype=dtype):
+        for group in dense.groups:
+            yield from ((f"{dense.name}.{key}", dense.moments[group[0]]) for key in group)
+        if on_block is not None:
+            on_block(dense.index + 1, len(source.names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DenseBlock:
+    """A block while its weights are there, with what its matrices read; names are relative to the block."""
+
+    index: int
+    name: str
+    modules: Mapping[str, nn.Module]
+    groups: Sequence[tuple[str, ...]]
+    """Matrices that read the same tensor; the first of each group has its moments."""
+    moments: Mapping[str, Hessian]
+
+
+def _dense_blocks(
+    source: BlockSource, batches: Sequence[Batch], wanted: Container[str], *, dtype: torch.dtype
+) -> Iterator[_DenseBlock]:
+    """Take the batches through the blocks as they are."""
     first = {name: tensor[:1, :_PROBE_TOKENS] for name, tensor in inputs(batches[0]).items()}
     probe = source.record(first)
     recorded = [source.record(batch) for batch in batches]
     hidden = [one.hidden for one in recorded]
     for index, name in enumerate(source.names):
         with source.block(name) as block:
-            modules = _targets(block, name, widths)
+            modules = _targets(block, name, wanted)
             groups = input_groups(
                 block=block, modules=modules, hidden=probe.hidden, arguments=probe.arguments[index]
             )
             heads = {group[0]: modules[group[0]] for group in groups}
-            moments, hidden = _dense_pass(block, index, heads, recorded, hidden)
-            for group in groups:
-                wanted = {key: widths[f"{name}.{key}"] for key in group}
-                for bits in sorted({width for choices in wanted.values() for width in choices}):
-                    solved = gptq_together(
-                        {key: weight_matrix(modules[key]) for key in group if bits in wanted[key]},
-                        hessian=moments[group[0]],
-                        bits=dict.fromkeys(group, bits),
-                        group_size=group_size,
-                        options=options,
-                    )
-                    yield from ((f"{name}.{key}", tensor) for key, tensor in solved.items())
-        if on_block is not None:
-            on_block(index + 1, len(source.names))
+            moments, hidden = _dense_pass(block, index, heads, recorded, hidden, dtype=dtype)
+            yield _DenseBlock(index=index, name=name, modules=modules, groups=groups, moments=moments)
 
 
-def _targets(block: nn.Module, name: str, wanted: Mapping[str, object]) -> dict[str, nn.Module]:
-    return {
-        key: module
-        for key, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and f"{name}.{key}" in wanted
-    }
+def _targets(block: nn.Module, name: str, wanted: Container[str]) -> dict[str, nn.Module]:
+    return {key: module for key, module in block.named_modules() if f"{name}.{key}" in wanted}
 
 
 def _dense_pass(
@@ -161,6 +196,8 @@ def _dense_pass(
     modules: Mapping[str, nn.Module],
     recorded: Sequence[Recorded],
     hidden: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
 ) -> tuple[dict[str, Hessian], list[Tensor]]:
     """The second moments of the modules' inputs, and the block's outputs."""
     moments: dict[str, Hessian] = {}
@@ -168,9 +205,9 @@ def _dense_pass(
 
     def watch(key: str) -> Callable[..., None]:
         def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            values = _tokens(args[0], mask)
+            values = real_tokens(args[0], mask)
             if key not in moments:
-                moments[key] = Hessian(values.shape[-1], device=values.device)
+                moments[key] = Hessian(values.shape[-1], device=values.device, dtype=dtype)
             moments[key].add(values)
 
         return add
@@ -239,8 +276,8 @@ class _Stream:
         for number, one in enumerate(self._recorded):
             values = passes.advance(number, name)
             hessian = hessian or Hessian(values.shape[-1], device=values.device)
-            target = None if dense is None else _tokens(dense.advance(number, name), one.mask)
-            hessian.add(_tokens(values, one.mask), dense=target)
+            target = None if dense is None else real_tokens(dense.advance(number, name), one.mask)
+            hessian.add(real_tokens(values, one.mask), dense=target)
         assert hessian is not None
         return hessian
 
@@ -261,7 +298,7 @@ class _Stream:
         return self._lockstep(reference, index, groups, self._dense)
 
 
-def _tokens(values: Tensor, mask: Tensor | None) -> Tensor:
+def real_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
     """Real tokens [N, C] of inputs [B, S, C]; inputs of another form are taken whole."""
     if mask is not None and values.shape[:-1] == mask.shape:
         return values[mask.to(values.device)]

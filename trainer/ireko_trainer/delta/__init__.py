@@ -1,0 +1,67 @@
+"""DeltaLLM: blocks that share a base's matrices and keep low-rank differences, and plain low-rank where that is better.
+
+moments = collect_moments(model=model, batches=batches, modules=measured_modules(model, options), kind="distribution")
+plan = plan_deltas(model=model, moments=moments, options=DeltaOptions(reduction=0.15))
+apply_plan(model=model, plan=plan, metrics=Metrics(moments=moments, initialization=options.initialization))
+train_deltas(model=model, batches=…, kind="distribution", optimization=Optimization(steps=…, learning_rate=…))
+forget_originals(model); make_compact(model); save_delta(model=model, directory=…); load_delta(directory)
+materialize(model).save_pretrained(…)
+"""
+
+from __future__ import annotations
+
+from ireko_trainer.delta.checkpoint import (
+    is_delta,
+    save_delta,
+    save_quantized_delta,
+    stored_numbers,
+    unique_tensors,
+)
+from ireko_trainer.delta.compress import apply_plan, forget_originals, make_compact, materialize
+from ireko_trainer.delta.factors import Initialization, Metric, Metrics, Root, truncate
+from ireko_trainer.delta.layers import STRUCTURE_FILE, WEIGHTS_FILE, DeltaLinear, delta_layers, load_delta
+from ireko_trainer.delta.moments import Moments, collect_moments
+from ireko_trainer.delta.plan import (
+    DeltaOptions,
+    DeltaPlan,
+    Piece,
+    check_options,
+    measured_modules,
+    plan_deltas,
+)
+from ireko_trainer.delta.refit import refit_deltas
+from ireko_trainer.delta.train import ReplacementSchedule, delta_parameters, train_deltas
+
+__all__ = [
+    "STRUCTURE_FILE",
+    "WEIGHTS_FILE",
+    "DeltaLinear",
+    "DeltaOptions",
+    "DeltaPlan",
+    "Initialization",
+    "Metric",
+    "Metrics",
+    "Moments",
+    "Piece",
+    "ReplacementSchedule",
+    "Root",
+    "apply_plan",
+    "check_options",
+    "collect_moments",
+    "delta_layers",
+    "delta_parameters",
+    "forget_originals",
+    "is_delta",
+    "load_delta",
+    "make_compact",
+    "materialize",
+    "measured_modules",
+    "plan_deltas",
+    "refit_deltas",
+    "save_delta",
+    "save_quantized_delta",
+    "stored_numbers",
+    "train_deltas",
+    "truncate",
+    "unique_tensors",
+]

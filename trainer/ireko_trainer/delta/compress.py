@@ -1,0 +1,163 @@
+"""Carrying a plan out on a model, and back to an ordinary one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ireko_trainer.delta.factors import (
+    Factors,
+    Metrics,
+    fit_to_rows,
+    pivot_form,
+    shared_basis,
+    truncate,
+)
+from ireko_trainer.delta.layers import DeltaLinear, delta_layers, replace_layer
+from ireko_trainer.delta.plan import DeltaPlan, Piece
+from ireko_trainer.quant.layout import weight_matrix
+
+
+def apply_plan(*, model: PreTrainedModel, plan: DeltaPlan, metrics: Metrics) -> None:
+    """Put factored layers into `model`, in place.
+
+    The layers remember what they replace until `forget_originals`: it is what they are trained to imitate.
+    """
+    # All factors first: bases are read from the unchanged model.
+    found = [(piece, _factors(model, piece, metrics)) for piece in plan.pieces]
+    originals = {name: model.get_submodule(name) for piece in plan.pieces for name in piece.modules}
+    bases = {piece.base: model.get_submodule(piece.base) for piece in plan.pieces if piece.base is not None}
+    for piece, factors in found:
+        lender: DeltaLinear | None = None
+        for name, left in zip(piece.modules, factors.left, strict=True):
+            layer = _layer(
+                originals[name],
+                left,
+                factors.right,
+                base=None if piece.base is None else bases[piece.base],
+                coefficient=piece.coefficient,
+                lender=lender,
+            )
+            lender = lender or layer
+            replace_layer(model, name, layer)
+    model.requires_grad_(requires_grad=False)
+
+
+def forget_originals(model: nn.Module) -> None:
+    """Drop the dense weights of what is factored."""
+    for layer in delta_layers(model).values():
+        layer.original = None
+        layer.gate = None
+
+
+def make_compact(model: nn.Module) -> None:
+    """Bring every V into the form [I, T], in place: the same products in fewer numbers.
+
+    Factors are trained in the balanced form and stored in this one.
+    """
+    layers = delta_layers(model)
+    for owner in [layer for layer in layers.values() if layer.owner is layer and layer.pivots is None]:
+        users = {name: layer for name, layer in layers.items() if layer.owner is owner}
+        lefts = tuple(layer.outer.weight.detach().double() for layer in users.values())
+        factors = Factors(left=lefts, right=owner.inner.weight.detach().double())
+        compacted, rest, pivots = pivot_form(factors)
+        lender: DeltaLinear | None = None
+        for (name, layer), left in zip(users.items(), compacted, strict=True):
+            new = DeltaLinear(
+                inner=_linear(rest, like=layer.outer.weight),
+                outer=_linear(left, like=layer.outer.weight, bias=layer.outer.bias),
+                base=layer.base,
+                coefficient=float(layer.coefficient) if layer.base is not None else 0.0,
+                lender=lender,
+                pivots=pivots,
+                transposed=layer.transposed,
+            )
+            new.original = layer.original
+            lender = lender or new
+            replace_layer(model, name, new)
+
+
+def materialize(model: PreTrainedModel) -> PreTrainedModel:
+    """The same function as an ordinary model of its architecture, in storage of its own."""
+    forgetful = copy.deepcopy(model)
+    layers = delta_layers(forgetful)
+    dense = {name: layer.matrix().detach().clone() for name, layer in layers.items()}
+    for name, layer in layers.items():
+        replace_layer(forgetful, name, _dense_layer(layer, dense[name]))
+    return forgetful
+
+
+def _factors(model: PreTrainedModel, piece: Piece, metrics: Metrics) -> Factors:
+    weights = [weight_matrix(model.get_submodule(name)).detach().double() for name in piece.modules]
+    if piece.base is not None:
+        base = weight_matrix(model.get_submodule(piece.base)).detach().double()
+        weights = [weight - piece.coefficient * base for weight in weights]
+    own = [metrics.of(name) for name in piece.modules]
+    if len(weights) == 1:
+        return truncate(weights[0], metric=own[0], rank=piece.rank)
+    basis = shared_basis(weights, metrics=own, common=metrics.common(piece.modules))
+    rows = basis.rows[: piece.rank]
+    return balanced(
+        [fit_to_rows(weight, rows, metric=metric) for weight, metric in zip(weights, own, strict=True)], rows
+    )
+
+
+def balanced(lefts: Sequence[Tensor], right: Tensor) -> Factors:
+    """The same products with factors of like size, which train evenly."""
+    stacked = torch.cat(list(lefts))
+    outer, inner = torch.linalg.qr(stacked), torch.linalg.qr(right.T)
+    left, values, basis = torch.linalg.svd(outer.R @ inner.R.T)
+    root = values.sqrt()
+    whole = outer.Q @ (left * root)
+    return Factors(
+        left=tuple(whole.split([len(part) for part in lefts])),
+        right=(root.unsqueeze(1) * basis) @ inner.Q.T,
+    )
+
+
+def _layer(
+    original: nn.Module,
+    left: Tensor,
+    right: Tensor,
+    *,
+    base: nn.Module | None,
+    coefficient: float,
+    lender: DeltaLinear | None,
+) -> DeltaLinear:
+    weight, bias = original.weight, getattr(original, "bias", None)
+    assert isinstance(weight, Tensor)
+    layer = DeltaLinear(
+        inner=_linear(right, like=weight),
+        outer=_linear(left, like=weight, bias=bias),
+        base=base,
+        coefficient=coefficient,
+        lender=lender,
+        transposed=isinstance(original, Conv1D),
+    )
+    layer.original = (original,)
+    return layer
+
+
+def _linear(weight: Tensor, *, like: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    rows, columns = weight.shape
+    layer = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.to(like).contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
+
+
+def _dense_layer(layer: DeltaLinear, weight: Tensor) -> nn.Module:
+    linear = _linear(weight, like=layer.outer.weight, bias=layer.outer.bias)
+    if not layer.transposed:
+        return linear
+    result: nn.Module = Conv1D(*weight.shape)
+    result.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
+    if linear.bias is not None:
+        result.bias = linear.bias
+    return result

@@ -1,0 +1,443 @@
+"""From a model and its moments to a plan: which matrices are factored, at which rank, and what they share.
+
+    W_t ≈ c·W_b + U V         b a block whose matrices stay dense and are stored once (DeltaLLM, arXiv 2501.18596)
+
+The paper has c = 1, the neighbouring block as the base, a plain SVD and one rank. Measured on real models the blocks
+are about orthogonal, and then c = 0, which is a low-rank matrix without any sharing, is better. So c is chosen among 0,
+1 and the projection c*, the base by its residual, and all of it together by one price per stored number
+(`allocation.py`). Where most matrices come out with c = 0, sharing is only nominal, and the plan says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ireko_trainer.delta.allocation import (
+    Chosen,
+    Form,
+    Problem,
+    Row,
+    UnreachableTargetError,
+    allocate,
+    at_fixed_rank,
+)
+from ireko_trainer.delta.curves import DENSE, Storage, curve, left_dense
+from ireko_trainer.delta.factors import (
+    Initialization,
+    Metric,
+    Metrics,
+    shared_basis,
+    tail_energies,
+)
+from ireko_trainer.delta.moments import Moments
+from ireko_trainer.errors import UserError
+from ireko_trainer.quant import block_modules, describe
+from ireko_trainer.quant.layout import Matrix, weight_matrix
+
+Modules = Literal["All", "Mlp", "Attention"]
+
+_BASES_TRIED = 4
+"""Blocks whose residuals are decomposed for each block: those with the largest cosines, and the one before it."""
+_LARGEST_SET = 4
+"""Of matrices that read the same input, whose splits are all tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaOptions:
+    """What to aim for and how.
+
+    Raises:
+        ValueError: neither or both of `reduction` and `rank`.
+    """
+
+    reduction: float | None = None
+    """Share of the numbers in the blocks' matrices that is to be saved, ranks being allocated over all of them."""
+    rank: int | None = None
+    """One rank for every follower; every `span`-th block is a base."""
+    modules: Modules = "All"
+    sharing: Literal["Delta", "Basis"] = "Delta"
+    """`Delta`: c·W_base + U V. `Basis`: no base; V is shared by the same matrix of `span` blocks where that wins."""
+    coefficients: Literal["Auto", "One"] = "Auto"
+    """`One` is the paper's c = 1, with every `span`-th block as a base."""
+    initialization: Initialization = "Curvature"
+    share_inputs: bool = True
+    """Matrices that read the same input may share V."""
+    span: int = 2
+    keep_first: int = 0
+    """Blocks at the beginning that are left alone; they may serve as bases."""
+    keep_last: int = 0
+    compact: bool = True
+    multiple: int = 1
+    """Ranks are multiples of this."""
+
+    def __post_init__(self) -> None:
+        if (self.reduction is None) == (self.rank is None):
+            raise ValueError(f"exactly one of reduction and rank is needed: {self}")
+
+    @property
+    def storage(self) -> Storage:
+        """How factors are stored."""
+        return Storage(compact=self.compact, multiple=self.multiple, rank=self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Matrices that share one V, or one matrix that follows a base."""
+
+    modules: tuple[str, ...]
+    rank: int
+    base: str | None
+    coefficient: float
+    error: float
+    """Squared, under the metric of the initialisation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaPlan:
+    """What is factored; matrices in no piece stay as they are."""
+
+    pieces: tuple[Piece, ...]
+    dense_numbers: int
+    """In the blocks' matrices before."""
+    stored_numbers: int
+    """In the blocks' matrices afterwards, in the form that is stored."""
+
+    @property
+    def reduction(self) -> float:
+        """Share of the numbers saved."""
+        return 1 - self.stored_numbers / self.dense_numbers
+
+    @property
+    def following(self) -> int:
+        """Matrices that share a base's weights."""
+        return sum(piece.base is not None for piece in self.pieces)
+
+    @property
+    def factored(self) -> int:
+        """Matrices that are factored."""
+        return sum(len(piece.modules) for piece in self.pieces)
+
+    @property
+    def nominal(self) -> bool:
+        """Whether most of what is called a delta shares nothing: c = 0."""
+        return 2 * self.following < self.factored
+
+    def warning(self) -> str | None:
+        """What a reader of log and report has to know about the sharing."""
+        if not self.nominal:
+            return None
+        return (
+            f"sharing is only nominal: {self.factored - self.following} of {self.factored} factored matrices have "
+            "c = 0, because no other block is a better base than none; they are plain low-rank matrices"
+        )
+
+
+def plan_deltas(
+    *,
+    model: PreTrainedModel,
+    moments: Moments,
+    options: DeltaOptions,
+    field: str = "spec.pipeline.delta",
+) -> DeltaPlan:
+    """Choose bases, coefficients and ranks; `model` is not changed.
+
+    Raises:
+        UserError: no such matrices, a rank above a matrix's own, or a target that cannot be reached; `field` is what
+            the caller calls the options.
+    """
+    check_options(model=model, options=options, field=field)
+    planner = _Planner(model, Metrics(moments=moments, initialization=options.initialization), options)
+    problem = planner.problem()
+    if options.rank is not None:
+        chosen = at_fixed_rank(problem)
+    else:
+        assert options.reduction is not None
+        try:
+            chosen = allocate(problem, budget=planner.budget(options.reduction))
+        except UnreachableTargetError as error:
+            nearest = 1 - (error.smallest + planner.untouched) / planner.total
+            raise UserError(
+                f"{field}.targetReduction: {options.reduction:g} cannot be reached by factoring {_wording(options)}; "
+                f"the nearest is {int(nearest * 1000) / 1000:g}. Lower it, or let more modules and blocks take part"
+            ) from error
+    return planner.plan(chosen)
+
+
+def check_options(
+    *, model: PreTrainedModel, options: DeltaOptions, field: str = "spec.pipeline.delta"
+) -> None:
+    """Refuse what needs no measurement to be refused; `model` may live on the meta device.
+
+    Raises:
+        UserError: no such matrices, or a rank above a matrix's own.
+    """
+    matrices = [matrix for found in eligible(model, options).values() for matrix in found]
+    if not matrices:
+        raise UserError(
+            f"{field}: there is nothing to factor among {_wording(options)}: the model has {len(block_modules(model))} "
+            "blocks; leave fewer of them alone"
+        )
+    for matrix in matrices:
+        full = min(matrix.rows, matrix.columns)
+        if options.rank is not None and options.rank > full:
+            raise UserError(
+                f"{field}.rank: {options.rank} is above the rank of {matrix.module}, whose {matrix.rows} × "
+                f"{matrix.columns} weights have at most rank {full}; lower it"
+            )
+
+
+def eligible(model: PreTrainedModel, options: DeltaOptions) -> dict[str, tuple[Matrix, ...]]:
+    """The matrices that may be factored, by block."""
+    layout = describe(model)
+    names = list(layout.blocks)
+    last = len(names) - options.keep_last
+    return {
+        name: tuple(m for m in layout.blocks[name] if _selected(m.module, name, options.modules))
+        for name in names[options.keep_first : last]
+    }
+
+
+def measured_modules(model: PreTrainedModel, options: DeltaOptions) -> list[str]:
+    """The layers whose moments a plan needs."""
+    return [matrix.module for matrices in eligible(model, options).values() for matrix in matrices]
+
+
+def _selected(module: str, block: str, wanted: Modules) -> bool:
+    inside = module.removeprefix(f"{block}.").lower()
+    attention = "attn" in inside or "attention" in inside
+    return wanted == "All" or attention == (wanted == "Attention")
+
+
+def _wording(options: DeltaOptions) -> str:
+    what = {"All": "all matrices", "Mlp": "feed-forward matrices", "Attention": "attention matrices"}
+    kept = options.keep_first + options.keep_last
+    return what[options.modules] + (f" with {kept} blocks left alone" if kept else "")
+
+
+class _Planner:
+    def __init__(self, model: PreTrainedModel, metrics: Metrics, options: DeltaOptions) -> None:
+        self._options = options
+        self._metrics = metrics
+        self._blocks = eligible(model, options)
+        layout = describe(model)
+        self._all = {m.module: m for matrices in layout.blocks.values() for m in matrices}
+        self._weights = {
+            m.module: weight_matrix(model.get_submodule(m.module)).detach().double()
+            for found in self._blocks.values()
+            for m in found
+        }
+        self._matrices = {m.module: m for matrices in self._blocks.values() for m in matrices}
+        unseen = [name for name in self._matrices if name not in metrics.moments.inputs]
+        if unseen:
+            raise ValueError(f"no moments of {unseen[0]}: the calibration data never reaches it")
+        self.total = sum(m.weights for m in self._all.values())
+        self.untouched = self.total - sum(m.weights for m in self._matrices.values())
+
+    def budget(self, reduction: float) -> float:
+        """Numbers that the matrices which may be factored can take together."""
+        return self.total * (1 - reduction) - self.untouched
+
+    def plan(self, chosen: Sequence[Chosen]) -> DeltaPlan:
+        """The choice as a plan."""
+        pieces = [
+            Piece(
+                modules=one.form.modules,
+                rank=one.rank,
+                base=one.form.base,
+                coefficient=one.form.coefficient,
+                error=one.error,
+            )
+            for one in chosen
+            if one.rank != DENSE
+        ]
+        order = {name: place for place, name in enumerate(self._all)}
+        return DeltaPlan(
+            pieces=tuple(sorted(pieces, key=lambda piece: order[piece.modules[0]])),
+            dense_numbers=self.total,
+            stored_numbers=self.untouched + int(sum(one.size for one in chosen)),
+        )
+
+    def problem(self) -> Problem:
+        """Every form of every matrix under the options."""
+        options = self._options
+        rows = self._basis_rows() if options.sharing == "Basis" else self._block_rows()
+        parts = {part for row in rows for item in row.items for split in item for part in split}
+        dense = {
+            name: Form(modules=(name,), curve=left_dense(rows=m.rows, columns=m.columns))
+            for name, m in self._matrices.items()
+        }
+        if options.coefficients == "One" and options.sharing == "Delta":
+            # With one rank for all every follower follows; else it may also stay as it is.
+            alone: Mapping[tuple[str, ...], Form] = (
+                {} if options.rank is not None else {(name,): form for name, form in dense.items()}
+            )
+        else:
+            alone = {part: self._alone(part) for part in sorted(parts)}
+        fixed = self._fixed_bases()
+        return Problem(
+            rows=rows,
+            alone=alone,
+            dense=dense,
+            following={} if options.sharing == "Basis" else self._following(fixed),
+            fixed_bases=fixed,
+            dense_bases=options.rank is not None,
+        )
+
+    # --- who may share a basis ----------------------------------------------------------------------------
+
+    def _block_rows(self) -> tuple[Row, ...]:
+        return tuple(
+            Row(name=name, items=tuple(_splits(found) for found in self._input_sets(matrices)))
+            for name, matrices in self._blocks.items()
+        )
+
+    def _input_sets(self, matrices: Sequence[Matrix]) -> list[tuple[str, ...]]:
+        """The matrices of a block by the tensor that they read."""
+        if not self._options.share_inputs or self._options.rank is not None:
+            return [(m.module,) for m in matrices]
+        found: dict[int, list[str]] = {}
+        for matrix in matrices:
+            found.setdefault(id(self._metrics.moments.inputs[matrix.module]), []).append(matrix.module)
+        return [tuple(names) for names in found.values()]
+
+    def _basis_rows(self) -> tuple[Row, ...]:
+        """The same matrix of `span` consecutive blocks."""
+        names = list(self._blocks)
+        rows = []
+        for start in range(0, len(names), self._options.span):
+            part = names[start : start + self._options.span]
+            by_suffix: dict[str, list[str]] = {}
+            for block in part:
+                for matrix in self._blocks[block]:
+                    by_suffix.setdefault(matrix.module.removeprefix(f"{block}."), []).append(matrix.module)
+            whole = tuple(
+                ((tuple(one),),) if self._options.rank is not None else _whole_or_single(tuple(one))
+                for one in by_suffix.values()
+            )
+            rows.append(Row(name=part[0], items=whole))
+        return tuple(rows)
+
+    def _alone(self, modules: tuple[str, ...]) -> Form:
+        matrices = [self._matrices[name] for name in modules]
+        metrics = [self._metrics.of(name) for name in modules]
+        weights = [self._weights[name] for name in modules]
+        if len(modules) == 1:
+            errors = tail_energies(metrics[0].weigh(weights[0]))
+        else:
+            errors = shared_basis(weights, metrics=metrics, common=self._metrics.common(modules)).errors
+        return Form(
+            modules=modules,
+            curve=curve(
+                errors=errors,
+                rows=sum(m.rows for m in matrices),
+                columns=matrices[0].columns,
+                storage=self._options.storage,
+            ),
+        )
+
+    # --- who may follow whom ------------------------------------------------------------------------------
+
+    def _fixed_bases(self) -> tuple[str, ...] | None:
+        if self._options.sharing == "Basis":
+            return ()
+        if self._options.rank is None and self._options.coefficients == "Auto":
+            return None
+        return tuple(self._blocks)[:: self._options.span]
+
+    def _following(self, fixed: tuple[str, ...] | None) -> dict[str, dict[str, dict[str, list[Form]]]]:
+        """Row -> base row -> matrix -> its forms; matrices of other shapes than the base's have none."""
+        names = list(self._blocks)
+        return {
+            block: {
+                base: {
+                    name: list(self._deltas(name, self._counterpart(name, block, base)))
+                    for name in self._modules_shared(block, base)
+                }
+                for base in self._bases_tried(block, names if fixed is None else list(fixed))
+            }
+            for block in names
+            if fixed is None or block not in fixed
+        }
+
+    def _bases_tried(self, block: str, candidates: Sequence[str]) -> list[str]:
+        others = [name for name in candidates if name != block]
+        likeness = {base: self._likeness(block, base) for base in others}
+        nearest = sorted(others, key=lambda base: -likeness[base])[:_BASES_TRIED]
+        before = [left for left, right in pairwise(self._blocks) if right == block and left in others]
+        return list(dict.fromkeys([*nearest, *before]))
+
+    def _likeness(self, block: str, base: str) -> float:
+        """Σ cos²: the share of the weights' squares that c* takes away, summed over matrices."""
+        total = 0.0
+        for name in self._modules_shared(block, base):
+            here, there = self._weights[name], self._weights[self._counterpart(name, block, base)]
+            total += float((here * there).sum() ** 2 / (here.square().sum() * there.square().sum()))
+        return total
+
+    def _modules_shared(self, block: str, base: str) -> Iterator[str]:
+        for matrix in self._blocks[block]:
+            other = self._matrices.get(self._counterpart(matrix.module, block, base))
+            if other is not None and (other.rows, other.columns) == (matrix.rows, matrix.columns):
+                yield matrix.module
+
+    def _counterpart(self, name: str, block: str, base: str) -> str:
+        return base + name.removeprefix(block)
+
+    def _deltas(self, name: str, base: str) -> Iterator[Form]:
+        metric, matrix = self._metrics.of(name), self._matrices[name]
+        here, there = metric.weigh(self._weights[name]), metric.weigh(self._weights[base])
+        ones = self._options.coefficients == "One"
+        for coefficient in (1.0,) if ones else (1.0, projection(here, there)):
+            yield Form(
+                modules=(name,),
+                base=base,
+                coefficient=coefficient,
+                curve=curve(
+                    errors=tail_energies(here - coefficient * there),
+                    rows=matrix.rows,
+                    columns=matrix.columns,
+                    storage=self._options.storage,
+                    coefficients=1,
+                    dense=False,
+                ),
+            )
+
+
+def projection(target: Tensor, base: Tensor) -> float:
+    """c* = ⟨base, target⟩ / ‖base‖², which takes the most away from the target."""
+    norm = float(base.square().sum())
+    return float((base * target).sum()) / norm if norm > 0 else 0.0
+
+
+def residual_error(*, target: Tensor, base: Tensor, coefficient: float, metric: Metric, rank: int) -> float:
+    """Squared error of c·base + the best U V of `rank`."""
+    return float(tail_energies(metric.weigh(target - coefficient * base.to(target)))[rank])
+
+
+def _splits(modules: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """All ways to split a small set into parts; a large one stays whole or falls apart."""
+    if len(modules) > _LARGEST_SET:
+        return _whole_or_single(modules)
+    return tuple(tuple(part) for part in _partitions(modules))
+
+
+def _partitions(modules: tuple[str, ...]) -> Iterator[list[tuple[str, ...]]]:
+    if not modules:
+        yield []
+        return
+    first, rest = modules[0], modules[1:]
+    for smaller in _partitions(rest):
+        yield [(first,), *smaller]
+        for index, part in enumerate(smaller):
+            yield [*smaller[:index], (first, *part), *smaller[index + 1 :]]
+
+
+def _whole_or_single(modules: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    singles = tuple((module,) for module in modules)
+    return (singles,) if len(modules) == 1 else (singles, (modules,))
