@@ -47,6 +47,7 @@ from ireko_api.targets import (
     Constraints,
     DeviceTarget,
     Evaluation,
+    MultipleChoice,
 )
 from ireko_api.teacher import Teacher
 
@@ -69,6 +70,7 @@ __all__ = [
     "Head",
     "HeadResources",
     "Mlfs",
+    "MultipleChoice",
     "ObjectMeta",
     "ObjectStore",
     "PersistentVolumeClaim",
@@ -178,6 +180,14 @@ class CompressionRunSpec(SpecModel):
         _metric_suits("feature-extraction", EMBEDDING_METRICS),
         _metric_suits("text-classification", CLASSIFICATION_METRICS + REGRESSION_METRICS),
         _metric_suits("text-generation", LANGUAGE_METRICS),
+        Rule(
+            message="only a model that generates text answers questions: drop multipleChoice",
+            cel="self.teacher.task == 'text-generation' || !has(self.evaluation.multipleChoice)",
+            holds=lambda spec: (
+                spec.teacher.task == "text-generation" or spec.evaluation.multiple_choice is None
+            ),
+            field="evaluation.multipleChoice",
+        ),
         Rule(
             message="text-generation learns from running text: drop labelColumn, and leave one entry in textColumns,"
             " in train, validation and calibration",

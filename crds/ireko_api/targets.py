@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ireko_api.base import INT32_MAX, NUMBER, Integer, Rule, SpecModel, Text, name_of
+from ireko_api.base import INT32_MAX, NUMBER, Integer, Rule, SpecModel, Text, name_of, trimmed
 
 Metric = Literal[
     "accuracy", "f1", "matthews", "pearson", "spearman", "agreement", "fidelity", "neighbours", "likelihood"
@@ -53,8 +53,38 @@ class DeviceTarget(SpecModel):
     """What the member must keep."""
 
 
+Benchmark = Literal["arc_challenge", "hellaswag", "mmlu", "winogrande"]
+
+
+class MultipleChoice(SpecModel):
+    """Questions of a benchmark in a local file, answered by teacher and members through lm-evaluation-harness."""
+
+    benchmark: Benchmark
+    """Whose questions they are, which decides how they are laid out, worded and counted: `arc_challenge` and
+    `hellaswag` by the accuracy that is normalized by the options' lengths, `mmlu` and `winogrande` by the plain
+    one, all zero-shot. The number is reported under this name."""
+    uri: Annotated[Text, trimmed(max_length=1024)]
+    """JSON lines, or another table, as the benchmark's authors publish them: a path (relative paths start at the
+    manifest, on a cluster at the storage's volume) or a URI of any scheme that fsspec knows."""
+    limit: Annotated[Integer, Field(ge=1, le=INT32_MAX)] | None = None
+    """Ask only so many questions, counted from the top. Without it all of them are asked."""
+
+
 class Evaluation(SpecModel):
     """How members are judged."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            message="a benchmark is reported under its name, so name each in multipleChoice only once",
+            cel="!has(self.multipleChoice) || self.multipleChoice.all(a,"
+            " self.multipleChoice.exists_one(b, a.benchmark == b.benchmark))",
+            holds=lambda evaluation: (
+                len({asked.benchmark for asked in evaluation.multiple_choice or ()})
+                == len(evaluation.multiple_choice or ())
+            ),
+            field="multipleChoice",
+        ),
+    )
 
     metric: Metric | None = None
     """The number that members are chosen by; larger is better. Without it: `accuracy` for classes, `spearman` for
@@ -67,3 +97,6 @@ class Evaluation(SpecModel):
     memory, not results."""
     limit: Annotated[Integer, Field(ge=1, le=INT32_MAX)] | None = None
     """Judge by only so many validation rows, counted from the top. Without it all of them are used."""
+    multiple_choice: Annotated[tuple[MultipleChoice, ...], Field(min_length=1, max_length=4)] | None = None
+    """Benchmarks that teacher and finished members answer, for text-generation. They are reported beside the metrics
+    and decide nothing. Asked through lm-eval, which the extra `eval` installs."""

@@ -316,6 +316,16 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
         "feature-extraction cannot be judged by",
     ),
     ({"evaluation.metric": "neighbours"}, "evaluation.metric", "text-classification cannot be judged by"),
+    (
+        {**RUNNING_TEXT, "evaluation.multipleChoice": [{"benchmark": "mmlu", "uri": uri} for uri in "ab"]},
+        "evaluation.multipleChoice",
+        "a benchmark is reported under its name",
+    ),
+    (
+        {"evaluation.multipleChoice": [{"benchmark": "mmlu", "uri": "a"}]},
+        "evaluation.multipleChoice",
+        "only a model that generates text",
+    ),
     ({**RUNNING_TEXT, "evaluation.metric": "f1"}, "evaluation.metric", "text-generation cannot be judged by"),
     (
         {**RUNNING_TEXT, "data.calibration": {"uri": "a", "textColumns": ["a", "b"]}},
@@ -378,6 +388,7 @@ def test_every_rule_is_broken_once_in_the_table_above() -> None:
         {"data.labels": ["a", "b"], "data.problemType": "SingleLabel"},
         {**EMBEDDINGS, "evaluation.metric": "neighbours"},
         {**RUNNING_TEXT, "evaluation.metric": "likelihood"},
+        {**RUNNING_TEXT, "evaluation.multipleChoice": [{"benchmark": "mmlu", "uri": "a"}]},
         {**RUNNING_TEXT, "pipeline.mlfs.distillation.teacher": "InPlace"},
         {"evaluation.metric": "agreement"},
         {"compute.maxMemory": "2048Mi"},

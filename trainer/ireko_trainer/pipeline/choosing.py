@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ireko_trainer.data import EncodedDataset
 from ireko_trainer.errors import InterruptedRunError
 from ireko_trainer.evaluation import Forward, foresee, predict
+from ireko_trainer.evaluation.harness import answer_questions
 from ireko_trainer.mlfs import Shape, Supernet, shapes_of_space, skeleton, teacher_heads, teacher_shape
 from ireko_trainer.pipeline.allocation import Watch
 from ireko_trainer.pipeline.bits import (
@@ -41,6 +42,7 @@ from ireko_trainer.search.selection import Candidate, choose
 
 SHAPES_PER_TARGET = 2
 """Shapes trained for each target. More would give each of them fewer steps of its own."""
+_PALETTE_TOKENS = 16384
 _PALETTE_SAMPLE = 128
 """Texts on which untrained slices are compared; dozens of slices are, and the comparison is a rough one anyway."""
 
@@ -192,7 +194,7 @@ def _predictors(
     quantization = training.request.spec.pipeline.quantization
     columns = group_size(quantization)
     calibration = training.inputs.calibration
-    sample = sample_of(calibration, texts=_PALETTE_SAMPLE)
+    sample = sample_of(calibration, texts=_PALETTE_SAMPLE, tokens=_PALETTE_TOKENS)
     judged = judge(training, teacher=model, data=sample, precision=training.precision)
     supernet = Supernet(model=model)
 
@@ -232,6 +234,7 @@ def select_stage(
         targets=[[limits.target, limits.max_bytes] for limits in device_limits(training)],
         quantization=None if quantization is None else quantization.model_dump(),
         shapes=[shape_entry(shape) for shape in shapes],
+        **training.inputs.question_digests,
         seed=spec.seed,
         precision=str(training.precision),
     )
@@ -293,7 +296,19 @@ def _select_body(
 def _exactly(training: Training, teacher: PreTrainedModel) -> dict[str, float]:
     """The teacher's metrics in float32, as the finished members are measured."""
     exact = judge(training, teacher=teacher, data=evaluation_data(training), precision=torch.float32)
-    return exact.metrics(as_forward(teacher))
+    return {**exact.metrics(as_forward(teacher)), **answers(training, teacher)}
+
+
+def answers(training: Training, model: PreTrainedModel) -> dict[str, float]:
+    """Share of right answers to the questions of the manifest, by benchmark."""
+    if not training.inputs.questions:
+        return {}
+    return answer_questions(
+        model=model,
+        tokenizer=training.inputs.teacher.tokenizer,
+        questions=training.inputs.questions,
+        batch_size=training.request.spec.evaluation.batch_size,
+    )
 
 
 def _cut(training: Training, source: FinishedStage, shape: Shape) -> PreTrainedModel:

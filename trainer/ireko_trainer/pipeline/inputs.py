@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ireko_api.handoff import RunRequest
 from ireko_api.spec import CompressionRunSpec, DataSource
 from ireko_trainer.data import EncodedDataset, label_space, load_data, split_holdout
+from ireko_trainer.data.questions import Question, questions_digest, read_questions
 from ireko_trainer.errors import UserError
 from ireko_trainer.evaluation import default_metric
+from ireko_trainer.evaluation.harness import require_harness
 from ireko_trainer.pipeline.bits import uniform_bits
 from ireko_trainer.quant import describe
 from ireko_trainer.quant.checkpoint import check_storable
@@ -26,6 +29,8 @@ class Inputs:
     calibration: EncodedDataset
     metric: str
     """What members are judged by."""
+    questions: Mapping[str, Sequence[Question]] = field(default_factory=dict)
+    """Benchmark -> what teacher and members are asked."""
 
     @property
     def task(self) -> str:
@@ -45,6 +50,11 @@ class Inputs:
             "validation": self.validation.digest,
             "calibration": self.calibration.digest,
         }
+
+    @property
+    def question_digests(self) -> dict[str, str]:
+        """sha256 of the questions of each benchmark."""
+        return {name: questions_digest(asked) for name, asked in self.questions.items()}
 
 
 def load_inputs(request: RunRequest, *, cache: Path) -> Inputs:
@@ -85,7 +95,20 @@ def load_inputs(request: RunRequest, *, cache: Path) -> Inputs:
             regression=labels is not None and labels.regression,
             has_labels=validation.labels is not None,
         ),
+        questions=_load_questions(spec, base_dir=base_dir),
     )
+
+
+def _load_questions(spec: CompressionRunSpec, *, base_dir: Path) -> dict[str, list[Question]]:
+    wanted = spec.evaluation.multiple_choice or ()
+    if wanted:
+        require_harness()
+    return {
+        source.benchmark: read_questions(
+            source=source, base_dir=base_dir, field=f"spec.evaluation.multipleChoice[{index}]"
+        )
+        for index, source in enumerate(wanted)
+    }
 
 
 def _load_teacher(request: RunRequest, *, base_dir: Path, cache_dir: Path) -> LoadedTeacher:

@@ -27,7 +27,7 @@ from ireko_trainer.mlfs import architecture_of
 
 SAMPLE_SIZE = 256
 """Calibration texts on which importance is measured and bits are chosen."""
-SAMPLE_TOKENS = 65536
+SAMPLE_TOKENS = 32768
 """Of these texts at most: windows of a language model are long."""
 _BATCH_TOKENS = 8192
 
@@ -142,9 +142,9 @@ def as_forward(model: PreTrainedModel) -> Forward:
     return lambda batch: model(**batch, **options)
 
 
-def sample_of(data: EncodedDataset, *, texts: int) -> EncodedDataset:
-    """The first `texts` rows, fewer where they hold more than `SAMPLE_TOKENS` tokens."""
-    within = int((data.lengths.cumsum(0) <= SAMPLE_TOKENS).sum())
+def sample_of(data: EncodedDataset, *, texts: int, tokens: int) -> EncodedDataset:
+    """The first `texts` rows, fewer where they hold more than `tokens` tokens."""
+    within = int((data.lengths.cumsum(0) <= tokens).sum())
     return data.subset(range(max(1, min(texts, within))))
 
 
@@ -155,7 +155,7 @@ def sample_batches(
 
     Batches of long texts hold fewer than `batch_size` of them: a language model answers with a row for every token.
     """
-    sample = sample_of(data, texts=SAMPLE_SIZE)
+    sample = sample_of(data, texts=SAMPLE_SIZE, tokens=SAMPLE_TOKENS)
     rows = max(1, min(batch_size, _BATCH_TOKENS // int(sample.lengths.max())))
     for _, batch in evaluation_batches(data=sample, batch_size=rows):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}

@@ -15,7 +15,7 @@ from ireko_api.handoff import REPORT_ARTIFACT_DIR, Family, Member, ModelShape, R
 from ireko_trainer.distributed import World
 from ireko_trainer.pipeline.bits import BitPlanner, Importance, answer_kind
 from ireko_trainer.pipeline.checkpoints import WEIGHTS_FILE, load_model, weights_sha256
-from ireko_trainer.pipeline.choosing import device_limits, evaluation_data, judge, shape_from
+from ireko_trainer.pipeline.choosing import answers, device_limits, evaluation_data, judge, shape_from
 from ireko_trainer.pipeline.family import Trained
 from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.inputs import Inputs
@@ -118,6 +118,7 @@ def _quantize_stage(shipping: _Shipping, limits: DeviceLimits, *, part: Part) ->
         calibration=shipping.inputs.calibration.digest,
         validation=shipping.inputs.validation.digest,
         limit=spec.evaluation.limit,
+        **shipping.inputs.question_digests,
         seed=spec.seed,
     )
     return shipping.training.runner.run(
@@ -164,7 +165,10 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         "size_bytes": (checkpoint / WEIGHTS_FILE).stat().st_size,
         "sha256": weights_sha256(checkpoint),
         "baselines": baselines,
-        "metrics": shipping.judge.metrics(as_forward(loaded)),
+        "metrics": {
+            **shipping.judge.metrics(as_forward(loaded)),
+            **answers(shipping.training, loaded),
+        },
     }
 
 
