@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -125,13 +125,14 @@ class Attempts:
     def family(self) -> Family:
         """What the run handed over in MLflow."""
         from mlflow import MlflowClient
-        from mlflow.artifacts import load_text
 
         client = MlflowClient(self.tracking_uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         (run,) = client.search_runs(experiments, f"tags.`{TAG_UID}` = '{_UID}'")
         assert run.info.status == "FINISHED"
-        return Family.model_validate(json.loads(load_text(f"{run.info.artifact_uri}/{FAMILY_ARTIFACT}")))
+        with TemporaryDirectory() as folder:
+            file = client.download_artifacts(run.info.run_id, FAMILY_ARTIFACT, folder)
+            return Family.model_validate_json(Path(file).read_text())
 
 
 def steps_on(disk: Path, stage: str) -> int:
