@@ -19,6 +19,8 @@ import psutil
 
 START_SECONDS = 300.0
 """For a machine that does other things as well."""
+_START_TRIES = 4
+_STARTED = b"Ray runtime started."
 _RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -74,18 +76,26 @@ class RayNodes:
         self._start(name, "--address", f"127.0.0.1:{self.port}", "--num-cpus", "1")
 
     def _start(self, name: str, *arguments: str) -> None:
+        """Start a node and, as a kubelet would, start it again when Ray gives up starting on a busy machine."""
         disk = self.directory / name
         disk.mkdir()
-        self._nodes[name] = subprocess.Popen(
-            [
-                *(_RAY, "start", "--block", "--node-ip-address", "127.0.0.1", "--disable-usage-stats"),
-                *("--object-store-memory", "100000000", *arguments),
-            ],
-            env={**os.environ, **self.environment, "TMPDIR": str(disk)},
-            stdout=(disk / "ray.log").open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        for _ in range(_START_TRIES):
+            process = self._nodes[name] = subprocess.Popen(
+                [
+                    *(_RAY, "start", "--block", "--node-ip-address", "127.0.0.1", "--disable-usage-stats"),
+                    *("--object-store-memory", "100000000", *arguments),
+                ],
+                env={**os.environ, **self.environment, "TMPDIR": str(disk)},
+                stdout=(disk / "ray.log").open("wb"),
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            while process.poll() is None:
+                if _STARTED in (disk / "ray.log").read_bytes():
+                    return
+                time.sleep(0.2)
+            self.kill(name)
+        raise AssertionError((disk / "ray.log").read_text())
 
     def _wait_for_dashboard(self) -> None:
         deadline = time.monotonic() + START_SECONDS
