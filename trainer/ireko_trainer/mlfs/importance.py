@@ -83,6 +83,9 @@ def measure_importance(*, model: PreTrainedModel, batches: Iterable[Batch], seed
     texts = 0
     was_training = model.training
     model.eval()
+    # Gates alone get gradients: what only the weights' would take is not kept.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(requires_grad=False)
     try:
         for batch in batches:
             names = [name for name in layout.architecture.model_inputs if name in batch]
@@ -99,6 +102,8 @@ def measure_importance(*, model: PreTrainedModel, batches: Iterable[Batch], seed
     finally:
         gates.remove()
         model.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_(requires_grad=True)
     if texts == 0:
         raise ValueError("importance is measured on text, and there was none")
     return Importance(scores={key: total / texts for key, total in gates.totals.items()})

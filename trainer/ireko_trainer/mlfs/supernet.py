@@ -202,17 +202,17 @@ class Supernet:
                 layer. dropout: run in training mode (stage 0 only: distillation wants the subnet's own
                 function).
         """
-        slices = self._slices_of(shape)
-        if slices.skeleton.training != dropout:
-            slices.skeleton.train(dropout)
+        hollow, weights = self.called_with(shape)
+        if hollow.training != dropout:
+            hollow.train(dropout)
         inputs = {name: batch[name] for name in self.layout.architecture.model_inputs if name in batch}
-        blocks = blocks_of(slices.skeleton, layout=self.layout, layers=len(shape.layers))
+        blocks = blocks_of(hollow, layout=self.layout, layers=len(shape.layers))
         with self._autocast(), recomputed(blocks, enabled=self.gradient_checkpointing):
             return cast(
                 "ModelOutput",
                 functional_call(
-                    slices.skeleton,
-                    slices.frozen | _put_together(slices) | self._pair_views(slices),
+                    hollow,
+                    weights,
                     kwargs={
                         **inputs,
                         **self.layout.architecture.options,
@@ -223,6 +223,11 @@ class Supernet:
                     tie_weights=False,
                 ),
             )
+
+    def called_with(self, shape: Shape) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The skeleton of a subnet and every weight that it is called with, by the skeleton's own names."""
+        slices = self._slices_of(shape)
+        return slices.skeleton, slices.frozen | _put_together(slices) | self._pair_views(slices)
 
     def forward_fn(self, shape: Shape) -> Forward:
         """One subnet as a plain function of a batch, for evaluation: no gradients."""

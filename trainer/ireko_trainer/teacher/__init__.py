@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ireko_trainer.teacher.checkpoint import head_labels
-from ireko_trainer.teacher.load import LoadedTeacher, load_teacher
+from ireko_trainer.teacher.load import LoadedTeacher, load_teacher, model_class
 from ireko_trainer.teacher.resolve import resolve
 
-__all__ = ["LoadedTeacher", "head_labels", "load_teacher", "resolve"]
+__all__ = ["LoadedTeacher", "head_labels", "load_teacher", "model_class", "resolve"]

@@ -205,7 +205,7 @@ def _load_model(
     new_head: bool,
     seed: int,
 ) -> PreTrainedModel:
-    auto_class, options = _class_and_options(config, spec=spec)
+    auto_class, options = model_class(config, task=spec.task)
     if spec.task == "text-classification":
         assert labels is not None  # agreed before anything was loaded
         _set_labels(config, labels)
@@ -234,10 +234,11 @@ def _load_model(
     return model
 
 
-def _class_and_options(config: PreTrainedConfig, *, spec: Teacher) -> tuple[Any, dict[str, Any]]:
-    if spec.task == "text-classification":
+def model_class(config: PreTrainedConfig, *, task: str) -> tuple[Any, dict[str, Any]]:
+    """The Auto class that builds a model for a task, and what it is built with beside the config."""
+    if task == "text-classification":
         return AutoModelForSequenceClassification, {}
-    if spec.task == "text-generation":
+    if task == "text-generation":
         return AutoModelForCausalLM, {}
     known = MODEL_MAPPING.get(type(config), None)
     takes_pooling = known is not None and "add_pooling_layer" in inspect.signature(known.__init__).parameters

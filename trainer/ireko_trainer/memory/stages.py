@@ -1,0 +1,369 @@
+"""The arithmetic: what every stage of a run holds at its peak, as terms that can be checked by hand.
+
+Weights are float32 throughout. Where they come from a file and nothing changes them, they are mapped and the system
+may drop them and read them again: they cost speed where memory is short, not the run. Everything else has to fit.
+Members are not known before they are chosen: what they take is what the largest one can take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from transformers import PretrainedConfig
+
+from ireko_api.spec import CompressionRunSpec, Mlfs
+from ireko_trainer.memory.dry import Kept, Pass, kept_bytes
+from ireko_trainer.memory.skeletons import Sizes, sizes_of
+from ireko_trainer.memory.terms import Process, Stage, Term, size
+
+FLOAT = 4
+_ADAM = 2 * FLOAT
+"""Bytes that AdamW keeps for every number that it trains."""
+
+# Copies of the logits of all tokens, in float32, while a step is at its peak: seen in the trainer's own steps and
+# held against them in tests/unit/memory.
+_COPIES_LEARNING = 4.2
+_COPIES_IMITATING = 8.5
+_COPIES_IMPORTANCE = 6.2
+_COPIES_JUDGING = 3.0
+_COPIES_OF_A_PAIR = 1.5
+"""More, where the head has a low-rank pair, whose answers are added to its own."""
+_FEATURE_COPIES = 6
+"""Of the projected hidden states: the teacher's, the subnet's, and what their comparison keeps."""
+
+ORDER_ROWS, SAMPLE_ROWS, SAMPLE_TOKENS, BATCH_TOKENS = 32, 256, 65536, 8192
+JUDGED_TOKENS = 4096
+
+_PER_MOMENT = 56
+"""Bytes for each of the squared columns of a matrix while GPTQ solves it: second moments in float32, their order and
+their damping, a factorisation and an inverse in float64."""
+_PER_WEIGHT = 32
+"""Bytes for each weight that GPTQ solves at once: weights, codes, scales and errors in float32, twice over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Tokens of the longest text of each split."""
+
+    train: int
+    validation: int
+    calibration: int
+
+
+def estimate(
+    *,
+    spec: CompressionRunSpec,
+    config: PretrainedConfig,
+    texts: Texts,
+    precision: torch.dtype,
+    on_gpu: bool = False,
+) -> list[Stage]:
+    """The stages of a run in order, with what each holds at its peak beside the process itself.
+
+    Args:
+        spec: the run.
+        config: of the teacher.
+        texts: how long they are.
+        precision: that training computes in.
+        on_gpu: whether the workers train on GPUs, to which everything has to be copied.
+    """
+    arithmetic = _Arithmetic(spec=spec, config=config, texts=texts, precision=precision, on_gpu=on_gpu)
+    return [stage for stage in arithmetic.stages() if stage.terms]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arithmetic:
+    spec: CompressionRunSpec
+    config: PretrainedConfig
+    texts: Texts
+    precision: torch.dtype
+    on_gpu: bool
+    _passes: dict[Pass, Kept] = field(default_factory=dict)
+
+    def stages(self) -> Iterator[Stage]:
+        mlfs = self.spec.pipeline.mlfs
+        yield self._stage("teacher", "worker", self._teacher(mlfs))
+        if mlfs is not None:
+            if mlfs.sampling.importance_order:
+                yield self._stage("order", "worker", self._order(mlfs))
+            yield self._stage("palette", "worker", self._palette())
+            for name, settings in (("widths", mlfs.stages.widths), ("depths", mlfs.stages.depths)):
+                if settings.steps:
+                    yield self._stage(name, "worker", self._supernet(mlfs))
+        yield self._stage("select", "worker", self._select())
+        if mlfs is not None and mlfs.recovery is not None:
+            yield self._stage("recovery", "worker", self._recovery(mlfs))
+        quantization = self.spec.pipeline.quantization
+        if quantization is not None and quantization.method != "RTN":
+            yield self._stage("quantize", "trainer", self._solve())
+        yield self._stage("ship", "trainer", self._ship())
+
+    def _stage(self, name: str, process: Process, terms: Sequence[Term]) -> Stage:
+        if process == "worker" and self.on_gpu:
+            # A GPU maps no files.
+            terms = [Term(what=one.what, how=one.how, bytes=one.bytes) for one in terms]
+        return Stage(name=name, process=process, terms=tuple(one for one in terms if one.bytes))
+
+    # --- training -------------------------------------------------------------------------------------------
+
+    def _teacher(self, mlfs: Mlfs | None) -> list[Term]:
+        method = "Skip" if mlfs is None else mlfs.stages.teacher.method
+        if mlfs is None or method == "Skip":
+            return [self._weights("weights of the teacher", mapped=self._is_stored_in_float32)]
+        weights = self._weights("weights of the teacher")
+        full = method == "Full"
+        trained = self._sizes.parameters if full else self._pair(mlfs)
+        return [
+            weights,
+            *self._optimized("weights" if full else "low-rank pairs", trained, own=not full),
+            *self._activations(mlfs, rank=None if full else mlfs.rank, dropout=True),
+            *self._logits(self._train_rows(mlfs) * self.texts.train, copies=_COPIES_LEARNING, pair=not full),
+        ]
+
+    def _order(self, mlfs: Mlfs) -> list[Term]:
+        length = self.texts.calibration
+        rows = max(1, min(ORDER_ROWS, self._train_rows(mlfs), BATCH_TOKENS // length))
+        kept = self._kept(Pass(rows=rows, length=length, precision=torch.float32, rank=1))
+        return [
+            self._weights("weights to put in order"),
+            self._kept_term(kept, rows, length),
+            *self._logits(rows * length, copies=_COPIES_IMPORTANCE),
+        ]
+
+    def _palette(self) -> list[Term]:
+        return [
+            self._weights("weights of the teacher", mapped=True),
+            self._weights("a slice of it, uncut at most"),
+            self._weights("the slice with rounded weights"),
+            *self._codes(1, self._sizes.parameters),
+            *self._judging(self.texts.calibration),
+        ]
+
+    def _supernet(self, mlfs: Mlfs) -> list[Term]:
+        frozen = mlfs.distillation.teacher == "Frozen"
+        return [
+            *([self._weights("weights of the frozen teacher", mapped=True)] if frozen else []),
+            self._weights("weights of the supernet"),
+            *self._learning(mlfs),
+        ]
+
+    def _recovery(self, mlfs: Mlfs) -> list[Term]:
+        return [
+            self._weights("weights of the frozen teacher", mapped=True),
+            self._weights("weights of the supernet", mapped=True),
+            self._member("weights of the member"),
+            *self._learning(mlfs),
+        ]
+
+    def _learning(self, mlfs: Mlfs) -> list[Term]:
+        tokens = self._train_rows(mlfs) * self.texts.train
+        return [
+            *self._optimized("low-rank pairs", self._pair(mlfs), own=True),
+            *self._activations(mlfs, rank=mlfs.rank),
+            *self._features(mlfs, tokens),
+            *self._logits(tokens, copies=_COPIES_IMITATING, pair=True),
+        ]
+
+    def _optimized(self, what: str, numbers: int, *, own: bool) -> list[Term]:
+        """Gradients and AdamW's two means; the numbers themselves where they are not weights of the model already."""
+        each = FLOAT + _ADAM + (FLOAT if own else 0) + (FLOAT if self._workers > 1 else 0)
+        parts = [
+            *(["numbers"] if own else []),
+            "gradients",
+            "2 × AdamW",
+            *(["their mean over the workers"] if self._workers > 1 else []),
+        ]
+        return [
+            Term(
+                what=f"{what} in training",
+                how=f"{numbers:,} × {each} bytes ({', '.join(parts)})",
+                bytes=numbers * each,
+            )
+        ]
+
+    def _activations(self, mlfs: Mlfs, *, rank: int | None, dropout: bool = False) -> list[Term]:
+        rows, length = self._train_rows(mlfs), self.texts.train
+        kept = self._kept(
+            Pass(rows=rows, length=length, precision=self.precision, rank=rank, dropout=dropout)
+        )
+        if not mlfs.gradient_checkpointing:
+            return [self._kept_term(kept, rows, length)]
+        layers, tokens, hidden = self._sizes.layers, rows * length, self._sizes.hidden
+        return [
+            Term(
+                what="activations",
+                how=f"inputs of {layers} layers × {tokens:,} tokens × {hidden:,} × {FLOAT} bytes + 2 × "
+                f"{size(kept.per_layer)} for the layer at work + {size(kept.elsewhere)} elsewhere",
+                bytes=layers * tokens * hidden * FLOAT + 2 * kept.per_layer + kept.elsewhere,
+            )
+        ]
+
+    def _kept_term(self, kept: Kept, rows: int, length: int) -> Term:
+        layers = self._sizes.layers
+        return Term(
+            what="activations",
+            how=f"{layers} layers and once more for the one at work × {size(kept.per_layer)} for {rows} × {length:,} "
+            f"tokens + {size(kept.elsewhere)} elsewhere",
+            bytes=(layers + 1) * kept.per_layer + kept.elsewhere,
+        )
+
+    def _features(self, mlfs: Mlfs, tokens: int) -> list[Term]:
+        if mlfs.distillation.beta == 0:
+            return []
+        states = self._sizes.layers + 1
+        wide = min(mlfs.distillation.projection, self._sizes.hidden)
+        return [
+            Term(
+                what="hidden states that are compared",
+                how=f"{_FEATURE_COPIES} copies × {states} × {tokens:,} tokens × {wide} × {FLOAT} bytes",
+                bytes=_FEATURE_COPIES * states * tokens * wide * FLOAT,
+            )
+        ]
+
+    # --- choosing, rounding and judging ---------------------------------------------------------------------
+
+    def _select(self) -> list[Term]:
+        quantization = self.spec.pipeline.quantization
+        return [
+            self._weights("weights of the teacher", mapped=True),
+            self._weights("weights of a candidate", mapped=self.spec.pipeline.mlfs is None),
+            *([] if quantization is None else [self._weights("the candidate with rounded weights")]),
+            *self._codes(self._widths, self._sizes.parameters),
+            *self._judging(self.texts.validation),
+        ]
+
+    def _solve(self) -> list[Term]:
+        """GPTQ: one block after the other, all calibration texts between two blocks."""
+        tokens = max(1, min(SAMPLE_TOKENS // self.texts.calibration, SAMPLE_ROWS)) * self.texts.calibration
+        widest = max(self._sizes.moments)
+        wide = 2 * self._sizes.hidden + widest
+        solving = max(
+            columns * columns * _PER_MOMENT + columns * rows * _PER_WEIGHT
+            for columns, rows in self._sizes.moments.items()
+        )
+        return [
+            *self._language_teacher(),
+            self._member("weights of a member", mapped=True),
+            *self._codes(self._widths + 1, self._member_parameters),
+            Term(
+                what="a block",
+                how=f"{self._sizes.block:,} × {FLOAT} bytes",
+                bytes=self._sizes.block * FLOAT,
+            ),
+            Term(
+                what="calibration texts between two layers",
+                how=f"{tokens:,} tokens × {wide:,} × {FLOAT} bytes",
+                bytes=tokens * wide * FLOAT,
+            ),
+            Term(
+                what="second moments and their inverse",
+                how=f"{widest:,}² × {_PER_MOMENT} bytes and the matrices that are solved with them",
+                bytes=solving,
+            ),
+        ]
+
+    def _ship(self) -> list[Term]:
+        return [
+            *self._language_teacher(),
+            self._member("weights of a member", mapped=True),
+            self._member("the member as it ships, in float32"),
+            *self._codes(self._widths + 1, self._member_parameters),
+            *self._judging(self.texts.validation),
+        ]
+
+    def _language_teacher(self) -> list[Term]:
+        """Whoever judges language models keeps the teacher at hand."""
+        if self._sizes.vocabulary is None:
+            return []
+        return [self._weights("weights of the teacher", mapped=True)]
+
+    def _codes(self, widths: int, weights: int) -> list[Term]:
+        if self.spec.pipeline.quantization is None:
+            return []
+        return [
+            Term(
+                what="rounded weights",
+                how=f"{weights:,} × {widths} bytes (one for each of {widths} forms)",
+                bytes=weights * widths,
+            )
+        ]
+
+    def _judging(self, length: int) -> list[Term]:
+        """A forward pass that keeps nothing: the logits of a language model, else one layer's intermediate results."""
+        rows = self.spec.evaluation.batch_size
+        if self._sizes.vocabulary is not None:
+            rows = min(rows, max(1, JUDGED_TOKENS // length))
+            return self._logits(rows * length, copies=_COPIES_JUDGING)
+        kept = self._kept(Pass(rows=rows, length=length, precision=torch.float32, rank=1))
+        return [
+            Term(
+                what="activations",
+                how=f"one layer for {rows} × {length:,} tokens",
+                bytes=kept.per_layer,
+            )
+        ]
+
+    # --- what the terms are made of -------------------------------------------------------------------------
+
+    def _weights(self, what: str, *, mapped: bool = False) -> Term:
+        count = self._sizes.parameters
+        return Term(what=what, how=f"{count:,} × {FLOAT} bytes", bytes=count * FLOAT, mapped=mapped)
+
+    def _member(self, what: str, *, mapped: bool = False) -> Term:
+        count = self._member_parameters
+        return Term(what=what, how=f"{count:,} × {FLOAT} bytes", bytes=count * FLOAT, mapped=mapped)
+
+    def _logits(self, tokens: int, *, copies: float, pair: bool = False) -> list[Term]:
+        vocabulary = self._sizes.vocabulary
+        if vocabulary is None:
+            return []
+        if pair and self._sizes.head_has_pair:
+            copies += _COPIES_OF_A_PAIR
+        return [
+            Term(
+                what="logits",
+                how=f"{copies:g} copies × {tokens:,} tokens × {vocabulary:,} × {FLOAT} bytes",
+                bytes=int(copies * tokens * vocabulary * FLOAT),
+            )
+        ]
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return sizes_of(self.config, task=self.spec.teacher.task)
+
+    @cached_property
+    def _member_parameters(self) -> int:
+        """Of the largest model that any target has room for."""
+        most = max(target.constraints.max_size_mib for target in self.spec.device_targets) * 2**20
+        quantization = self.spec.pipeline.quantization
+        least_bits = 16 if quantization is None else min(quantization.bits)
+        return min(self._sizes.parameters, math.ceil(most * 8 / least_bits))
+
+    def _kept(self, step: Pass) -> Kept:
+        if step not in self._passes:
+            self._passes[step] = kept_bytes(config=self.config, task=self.spec.teacher.task, step=step)
+        return self._passes[step]
+
+    @property
+    def _is_stored_in_float32(self) -> bool:
+        """Otherwise the file is converted while it is loaded."""
+        return self.config.dtype in (None, torch.float32)
+
+    @property
+    def _widths(self) -> int:
+        quantization = self.spec.pipeline.quantization
+        return 0 if quantization is None else len(quantization.bits)
+
+    @property
+    def _workers(self) -> int:
+        return max(1, self.spec.training_workers)
+
+    def _train_rows(self, mlfs: Mlfs) -> int:
+        return math.ceil(mlfs.batch_size / self._workers)
+
+    def _pair(self, mlfs: Mlfs) -> int:
+        return self._sizes.pair_per_rank * mlfs.rank
