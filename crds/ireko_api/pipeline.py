@@ -1,8 +1,8 @@
 """`spec.pipeline`: which methods make the family, and their settings.
 
-Multistage low-rank fine-tuning of super-transformers (MLFS) cuts one teacher into a nested family;
-quantization then stores each member in the bits that its device has room for. Either may be left out, not
-both.
+Multistage low-rank fine-tuning of super-transformers (MLFS) cuts one teacher into a nested family; deltas
+factor what is left in each member; quantization then stores each member in the bits that its device has room for.
+All but one may be left out.
 """
 
 from __future__ import annotations
@@ -193,6 +193,74 @@ class Mlfs(SpecModel):
     """Seconds between checkpoints: the most work that an interruption can cost."""
 
 
+class DeltaRecovery(SpecModel):
+    """A short training of the factored matrices of each member, which imitates the member as it was."""
+
+    steps: Annotated[Integer, Field(ge=1, le=MAX_STEPS)] = 200
+    """Optimizer steps for each member."""
+    learning_rate: LearningRate = 5e-4
+    """Peak learning rate of AdamW; it decays linearly to zero."""
+    batch_size: Annotated[Integer, Field(ge=1, le=65536)] = 32
+    """Texts per optimizer step, over all workers."""
+    replacement: Literal["Off", "Progressive", "Blend"] = "Off"
+    """How factored blocks take the place of the original ones. `Off`: all at once. `Progressive` draws for each
+    block and step which of the two runs, by a chance that rises to 1, as the DeltaLLM paper has it; `Blend` mixes
+    both in that proportion."""
+    first_share: Annotated[float, Field(ge=0, le=1), NUMBER] = 0.3
+    """Share of blocks that is replaced in the first step, unless replacement is `Off`."""
+    complete_at: Annotated[float, Field(gt=0, le=1), NUMBER] = 0.5
+    """Share of the steps after which all blocks are replaced."""
+    checkpoint_seconds: Annotated[Integer, Field(ge=5, le=86400)] = 60
+    """Seconds between checkpoints: the most work that an interruption can cost."""
+
+
+class Delta(SpecModel):
+    """Blocks that share the matrices of a base block and keep low-rank differences (DeltaLLM), or low-rank matrices of
+    their own where that is better."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            message="exactly one of targetReduction and rank must be given, e.g. targetReduction: 0.1",
+            cel="has(self.targetReduction) != has(self.rank)",
+            holds=lambda delta: (delta.target_reduction is None) != (delta.rank is None),
+            field="targetReduction",
+        ),
+        Rule(
+            message="sharing Basis has no bases, so coefficients One means nothing there: drop coefficients, or set"
+            " sharing to Delta",
+            cel="!has(self.sharing) || self.sharing != 'Basis' || !has(self.coefficients)"
+            " || self.coefficients == 'Auto'",
+            holds=lambda delta: delta.sharing != "Basis" or delta.coefficients == "Auto",
+            field="coefficients",
+        ),
+    )
+
+    target_reduction: Annotated[float, Field(gt=0, le=0.95), NUMBER] | None = None
+    """Share of the weights in the blocks' matrices that is to be saved. Ranks are allocated over all of them, so that
+    the last number stored is worth as much everywhere."""
+    rank: Annotated[Integer, Field(ge=1, le=65536)] | None = None
+    """One rank for every matrix of the blocks that follow; every `span`-th block is a base and stays as it is."""
+    modules: Literal["All", "Mlp", "Attention"] = "All"
+    """Which matrices of a block take part."""
+    sharing: Literal["Delta", "Basis"] = "Delta"
+    """`Delta` adds low-rank factors to a multiple of a base block's matrix, which is stored once. `Basis` has no base;
+    the same matrix of `span` blocks shares one of its two factors where that is better."""
+    coefficients: Literal["Auto", "One"] = "Auto"
+    """How much of the base is taken. `Auto`: 0, 1 or the projection, whichever leaves least; 0 shares nothing, and the
+    report says so where that is most. `One`: 1, as the paper has it, with every `span`-th block as a base."""
+    initialization: Literal["Curvature", "Whitened", "Plain"] = "Curvature"
+    """What the factors are best at before training: `Plain` the weights, `Whitened` the outputs on the calibration
+    texts, `Curvature` the answers, which takes backward passes."""
+    span: Annotated[Integer, Field(ge=2, le=64)] = 2
+    """Blocks per base, or blocks per shared basis."""
+    keep_first: Annotated[Integer, Field(ge=0, le=1000)] = 0
+    """Blocks at the beginning that are left as they are."""
+    keep_last: Annotated[Integer, Field(ge=0, le=1000)] = 0
+    """Blocks at the end that are left as they are."""
+    recovery: DeltaRecovery | None = None
+    """A short training of the factors. Without it members ship as they were factored."""
+
+
 class Quantization(SpecModel):
     """Weights in few bits, block by block, within the size that the device has room for."""
 
@@ -243,18 +311,20 @@ class Quantization(SpecModel):
 
 
 class Pipeline(SpecModel):
-    """The methods of this run, in the order in which they are applied. One of them may be left out."""
+    """The methods of this run, in the order in which they are applied. All but one may be left out."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            message="at least one of mlfs and quantization must be given; mlfs: {} takes every default",
-            cel="has(self.mlfs) || has(self.quantization)",
-            holds=lambda pipeline: pipeline.mlfs is not None or pipeline.quantization is not None,
+            message="at least one of mlfs, delta and quantization must be given; mlfs: {} takes every default",
+            cel="has(self.mlfs) || has(self.delta) || has(self.quantization)",
+            holds=lambda pipeline: any((pipeline.mlfs, pipeline.delta, pipeline.quantization)),
             field="mlfs",
         ),
     )
 
     mlfs: Mlfs | None = None
     """Train a nested family and cut members from it. Without it every member has the teacher's shape."""
+    delta: Delta | None = None
+    """Store each member's blocks as shared and low-rank matrices. Without it every matrix is stored whole."""
     quantization: Quantization | None = None
     """Store each member's weights in few bits. Without it members are stored in 16 or 32 bits."""

@@ -17,6 +17,8 @@ from ireko_api.base import INT32_MAX, Boolean, Integer, Rule, SpecModel, Text, a
 from ireko_api.compute import Compute, Registry, Resources
 from ireko_api.data import Data, DataSource
 from ireko_api.pipeline import (
+    Delta,
+    DeltaRecovery,
     Distillation,
     GradientScaling,
     Mlfs,
@@ -63,6 +65,8 @@ __all__ = [
     "Constraints",
     "Data",
     "DataSource",
+    "Delta",
+    "DeltaRecovery",
     "DeviceTarget",
     "Distillation",
     "Evaluation",
@@ -223,7 +227,13 @@ class CompressionRunSpec(SpecModel):
     @property
     def training_workers(self) -> int:
         """Workers that the run trains on: none where nothing is trained."""
-        return self.compute.workers if self.pipeline.mlfs is not None else 0
+        return self.compute.workers if self.trains else 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether any stage of the run has steps to train."""
+        delta = self.pipeline.delta
+        return self.pipeline.mlfs is not None or (delta is not None and delta.recovery is not None)
 
     def canonical_json(self) -> str:
         """What decides the result, with its defaults filled in: sorted camelCase keys, no spaces.

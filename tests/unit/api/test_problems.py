@@ -292,7 +292,13 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
         "pipeline.quantization.averageBits",
         "averageBits must lie between",
     ),
-    ({"pipeline": {}}, "pipeline.mlfs", "at least one of mlfs and quantization"),
+    ({"pipeline.delta": {}}, "pipeline.delta.targetReduction", "exactly one of targetReduction and rank"),
+    (
+        {"pipeline.delta": {"rank": 4, "sharing": "Basis", "coefficients": "One"}},
+        "pipeline.delta.coefficients",
+        "sharing Basis has no bases",
+    ),
+    ({"pipeline": {}}, "pipeline.mlfs", "at least one of mlfs, delta and quantization"),
     ({**UNLABELLED, "teacher.task": "feature-extraction"}, f"{STAGE_0}.method", "feature-extraction without"),
     (UNLABELLED, f"{STAGE_0}.method", "text-classification fine-tunes the teacher on labels"),
     (

@@ -161,6 +161,18 @@ def test_the_digest_does_not_depend_on_where_and_with_what_the_run_executes(
     assert parse(manifest_with(edits)).spec.digest() == parse(manifest).spec.digest()
 
 
+def test_deltas_need_workers_only_where_they_are_trained(
+    manifest: Manifest, manifest_with: ManifestWith
+) -> None:
+    pipeline = {"delta": {"targetReduction": 0.1}}
+    untrained = manifest_with({"pipeline": pipeline, "compute.workers": 2})
+    trained = manifest_with(
+        {"pipeline": {"delta": {**pipeline["delta"], "recovery": {}}}, "compute.workers": 2}
+    )
+    assert parse(untrained).spec.training_workers == 0
+    assert parse(trained).spec.training_workers == 2
+
+
 def test_the_digest_depends_on_the_number_of_workers(manifest: Manifest, manifest_with: ManifestWith) -> None:
     """It decides which texts meet in a step."""
     assert parse(manifest_with({"compute.workers": 2})).spec.digest() != parse(manifest).spec.digest()

@@ -17,19 +17,33 @@ from ireko_trainer.delta.checkpoint import (
     stored_numbers,
     unique_tensors,
 )
-from ireko_trainer.delta.compress import apply_plan, forget_originals, make_compact, materialize
+from ireko_trainer.delta.compress import (
+    apply_plan,
+    forget_originals,
+    make_compact,
+    materialize,
+    remember_originals,
+)
 from ireko_trainer.delta.factors import Initialization, Metric, Metrics, Root, truncate
-from ireko_trainer.delta.layers import STRUCTURE_FILE, WEIGHTS_FILE, DeltaLinear, delta_layers, load_delta
 from ireko_trainer.delta.moments import Moments, collect_moments
 from ireko_trainer.delta.plan import (
     DeltaOptions,
     DeltaPlan,
+    DeltaPlanner,
     Piece,
     check_options,
+    expected_share,
     measured_modules,
     plan_deltas,
 )
 from ireko_trainer.delta.refit import refit_deltas
+from ireko_trainer.delta.shared_layers import (
+    STRUCTURE_FILE,
+    WEIGHTS_FILE,
+    DeltaLinear,
+    delta_layers,
+    load_delta,
+)
 from ireko_trainer.delta.train import ReplacementSchedule, delta_parameters, train_deltas
 
 __all__ = [
@@ -38,6 +52,7 @@ __all__ = [
     "DeltaLinear",
     "DeltaOptions",
     "DeltaPlan",
+    "DeltaPlanner",
     "Initialization",
     "Metric",
     "Metrics",
@@ -50,6 +65,7 @@ __all__ = [
     "collect_moments",
     "delta_layers",
     "delta_parameters",
+    "expected_share",
     "forget_originals",
     "is_delta",
     "load_delta",
@@ -58,6 +74,7 @@ __all__ = [
     "measured_modules",
     "plan_deltas",
     "refit_deltas",
+    "remember_originals",
     "save_delta",
     "save_quantized_delta",
     "stored_numbers",

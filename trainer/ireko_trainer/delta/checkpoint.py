@@ -1,7 +1,7 @@
 """Delta checkpoints: every shared tensor once, what is needed to share it again, and their size before they exist.
 
-The files are those that `layers.load_delta` reads. Floats are written as they are, or as the quantization of the run
-writes them: then factors are packed integers like any other matrix.
+The files are those that `shared_layers.load_delta` reads. Floats are written as they are, or as the quantization of the
+run writes them: then factors are packed integers like any other matrix.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ireko_trainer.delta.layers import STRUCTURE_FILE, WEIGHTS_FILE, delta_layers, structure_of
+from ireko_trainer.delta.shared_layers import STRUCTURE_FILE, WEIGHTS_FILE, delta_layers, structure_of
 from ireko_trainer.quant import QuantizedWeights, save_quantized
 from ireko_trainer.quant.checkpoint import WEIGHTS_NAME
 from ireko_trainer.quant.storage import METADATA

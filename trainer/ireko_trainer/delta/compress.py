@@ -18,8 +18,8 @@ from ireko_trainer.delta.factors import (
     shared_basis,
     truncate,
 )
-from ireko_trainer.delta.layers import DeltaLinear, delta_layers, replace_layer
 from ireko_trainer.delta.plan import DeltaPlan, Piece
+from ireko_trainer.delta.shared_layers import DeltaLinear, delta_layers, replace_layer
 from ireko_trainer.quant.layout import weight_matrix
 
 
@@ -53,6 +53,12 @@ def forget_originals(model: nn.Module) -> None:
     for layer in delta_layers(model).values():
         layer.original = None
         layer.gate = None
+
+
+def remember_originals(model: nn.Module, original: nn.Module) -> None:
+    """Let every factored layer know the layer of another model that it replaces."""
+    for name, layer in delta_layers(model).items():
+        layer.original = (original.get_submodule(name),)
 
 
 def make_compact(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -151,22 +152,7 @@ def plan_deltas(
         UserError: no such matrices, a rank above a matrix's own, or a target that cannot be reached; `field` is what
             the caller calls the options.
     """
-    check_options(model=model, options=options, field=field)
-    planner = _Planner(model, Metrics(moments=moments, initialization=options.initialization), options)
-    problem = planner.problem()
-    if options.rank is not None:
-        chosen = at_fixed_rank(problem)
-    else:
-        assert options.reduction is not None
-        try:
-            chosen = allocate(problem, budget=planner.budget(options.reduction))
-        except UnreachableTargetError as error:
-            nearest = 1 - (error.smallest + planner.untouched) / planner.total
-            raise UserError(
-                f"{field}.targetReduction: {options.reduction:g} cannot be reached by factoring {_wording(options)}; "
-                f"the nearest is {int(nearest * 1000) / 1000:g}. Lower it, or let more modules and blocks take part"
-            ) from error
-    return planner.plan(chosen)
+    return DeltaPlanner(model=model, moments=moments, options=options, field=field).plan()
 
 
 def check_options(
@@ -190,6 +176,22 @@ def check_options(
                 f"{field}.rank: {options.rank} is above the rank of {matrix.module}, whose {matrix.rows} × "
                 f"{matrix.columns} weights have at most rank {full}; lower it"
             )
+
+
+def expected_share(*, model: PreTrainedModel, options: DeltaOptions) -> float:
+    """About which share of the numbers in the blocks' matrices will be left; `model` may live on the meta device."""
+    if options.reduction is not None:
+        return 1 - options.reduction
+    blocks = eligible(model, options)
+    total = sum(m.weights for found in describe(model).blocks.values() for m in found)
+    saved = 0
+    for index, matrices in enumerate(blocks.values()):
+        if options.sharing == "Delta" and index % options.span == 0:
+            continue
+        for m in matrices:
+            rank = min(options.rank or 1, m.rows, m.columns)
+            saved += m.weights - options.storage.numbers(rows=m.rows, columns=m.columns, rank=rank)
+    return 1 - saved / total
 
 
 def eligible(model: PreTrainedModel, options: DeltaOptions) -> dict[str, tuple[Matrix, ...]]:
@@ -220,8 +222,20 @@ def _wording(options: DeltaOptions) -> str:
     return what[options.modules] + (f" with {kept} blocks left alone" if kept else "")
 
 
-class _Planner:
-    def __init__(self, model: PreTrainedModel, metrics: Metrics, options: DeltaOptions) -> None:
+class DeltaPlanner:
+    """Plans for one model: what does not depend on the target is computed once. Arguments as in `plan_deltas`."""
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        moments: Moments,
+        options: DeltaOptions,
+        field: str = "spec.pipeline.delta",
+    ) -> None:
+        check_options(model=model, options=options, field=field)
+        metrics = Metrics(moments=moments, initialization=options.initialization)
+        self._field = field
         self._options = options
         self._metrics = metrics
         self._blocks = eligible(model, options)
@@ -236,15 +250,24 @@ class _Planner:
         unseen = [name for name in self._matrices if name not in metrics.moments.inputs]
         if unseen:
             raise ValueError(f"no moments of {unseen[0]}: the calibration data never reaches it")
-        self.total = sum(m.weights for m in self._all.values())
-        self.untouched = self.total - sum(m.weights for m in self._matrices.values())
+        self._total = sum(m.weights for m in self._all.values())
+        self._untouched = self._total - sum(m.weights for m in self._matrices.values())
 
-    def budget(self, reduction: float) -> float:
-        """Numbers that the matrices which may be factored can take together."""
-        return self.total * (1 - reduction) - self.untouched
+    def plan(self, *, reduction: float | None = None) -> DeltaPlan:
+        """The plan for the options' target, or for another `reduction` of options that aim at one."""
+        wanted = self._options.reduction if reduction is None else reduction
+        if wanted is None:
+            return self._as_plan(at_fixed_rank(self._problem))
+        try:
+            return self._as_plan(allocate(self._problem, budget=self._total * (1 - wanted) - self._untouched))
+        except UnreachableTargetError as error:
+            nearest = 1 - (error.smallest + self._untouched) / self._total
+            raise UserError(
+                f"{self._field}.targetReduction: {wanted:g} cannot be reached by factoring {_wording(self._options)}; "
+                f"the nearest is {int(nearest * 1000) / 1000:g}. Lower it, or let more modules and blocks take part"
+            ) from error
 
-    def plan(self, chosen: Sequence[Chosen]) -> DeltaPlan:
-        """The choice as a plan."""
+    def _as_plan(self, chosen: Sequence[Chosen]) -> DeltaPlan:
         pieces = [
             Piece(
                 modules=one.form.modules,
@@ -259,11 +282,12 @@ class _Planner:
         order = {name: place for place, name in enumerate(self._all)}
         return DeltaPlan(
             pieces=tuple(sorted(pieces, key=lambda piece: order[piece.modules[0]])),
-            dense_numbers=self.total,
-            stored_numbers=self.untouched + int(sum(one.size for one in chosen)),
+            dense_numbers=self._total,
+            stored_numbers=self._untouched + int(sum(one.size for one in chosen)),
         )
 
-    def problem(self) -> Problem:
+    @cached_property
+    def _problem(self) -> Problem:
         """Every form of every matrix under the options."""
         options = self._options
         rows = self._basis_rows() if options.sharing == "Basis" else self._block_rows()

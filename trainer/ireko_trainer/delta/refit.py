@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ireko_trainer.delta.compress import balanced
 from ireko_trainer.delta.factors import Factors, Metric, Root, fit_to_rows, pivot_form, truncate
-from ireko_trainer.delta.layers import DeltaLinear, delta_layers
+from ireko_trainer.delta.shared_layers import DeltaLinear, delta_layers
 from ireko_trainer.quant import Hessian, QuantizedWeights, dequantize
 from ireko_trainer.quant.gptq import gptq
 

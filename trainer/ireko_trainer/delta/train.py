@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ireko_trainer.delta.layers import DeltaLinear, Gate, delta_layers
+from ireko_trainer.delta.shared_layers import DeltaLinear, Gate, delta_layers
 from ireko_trainer.mlfs.loop import Hooks, Optimization, TrainingState, optimize
 from ireko_trainer.mlfs.train import BatchAt, History
 from ireko_trainer.quant import Kind, block_modules

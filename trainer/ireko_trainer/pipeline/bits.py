@@ -280,8 +280,3 @@ def answer_kind(*, task: str, regression: bool) -> Kind:
 def uniform_bits(layout: Layout, *, bits: int | None) -> dict[str, int]:
     """The bits of every matrix when all blocks have the same; None: nothing is quantized."""
     return {} if bits is None else layout.module_bits(dict.fromkeys(layout.blocks, bits))
-
-
-def uniform_size(layout: Layout, *, bits: int | None, group_size: int) -> int:
-    """Bytes of the weight file when all blocks have the same bits."""
-    return stored_size(layout, bits=uniform_bits(layout, bits=bits), group_size=group_size).total

@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ireko_trainer.delta import WEIGHTS_FILE as DELTA_WEIGHTS_FILE
+from ireko_trainer.delta import is_delta, load_delta, save_delta
 from ireko_trainer.mlfs import Hooks, TrainingState
 from ireko_trainer.pipeline.files import explained_io_errors, write_bytes
 from ireko_trainer.pipeline.stage import StageAtWork
@@ -39,6 +41,8 @@ def save_model(model: PreTrainedModel, directory: Path, *, tokenizer: PreTrained
 
 def load_model(directory: Path, *, task: str, device: torch.device) -> PreTrainedModel:
     """Load a checkpoint of this pipeline in float32, evaluation mode, with eager attention."""
+    if is_delta(directory):
+        return load_delta(directory, attn_implementation="eager").to(device)
     kinds = {
         "text-classification": AutoModelForSequenceClassification,
         "text-generation": AutoModelForCausalLM,
@@ -52,9 +56,22 @@ def load_model(directory: Path, *, task: str, device: torch.device) -> PreTraine
     return cast("PreTrainedModel", model.to(device).eval())
 
 
+def save_factored(model: PreTrainedModel, directory: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a checkpoint of a model with factored layers, as `save_model` writes one without."""
+    shutil.rmtree(directory, ignore_errors=True)
+    with explained_io_errors(directory):
+        save_delta(model=model, directory=directory)
+        tokenizer.save_pretrained(directory)
+
+
+def weights_file(directory: Path) -> Path:
+    """The weight file of a checkpoint."""
+    return directory / (DELTA_WEIGHTS_FILE if is_delta(directory) else WEIGHTS_FILE)
+
+
 def weights_sha256(directory: Path) -> str:
     """sha256 of the weight file of a checkpoint."""
-    with (directory / WEIGHTS_FILE).open("rb") as file:
+    with weights_file(directory).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -21,8 +21,8 @@ from ireko_trainer.pipeline.bits import (
     answer_kind,
     group_size,
     uniform_bits,
-    uniform_size,
 )
+from ireko_trainer.pipeline.deltas import delta_key, delta_of, expected_size, factor, finished
 from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.judging import (
     AnyJudge,
@@ -141,6 +141,7 @@ def palette_stage(training: Training, *, ordered: FinishedStage) -> FinishedStag
         targets=sorted({limits.max_bytes for limits in device_limits(training)}),
         bits=None if quantization is None else quantization.bits,
         group=group_size(quantization),
+        **delta_key(training),
     )
     body = partial(_palette_body, training, ordered)
     return training.runner.run(name="palette", key=key, body=body, alone=True)
@@ -200,7 +201,10 @@ def _predictors(
 
     @cache
     def size_of(shape: Shape, bits: int | None) -> int:
-        return uniform_size(describe(skeleton(model, shape)), bits=bits, group_size=columns)
+        hollow = skeleton(model, shape)
+        layout = describe(hollow)
+        module_bits = uniform_bits(layout, bits=bits)
+        return expected_size(training, hollow, layout, bits=module_bits, group_size=columns)
 
     @cache
     def quality_of(shape: Shape, bits: int | None) -> float:
@@ -235,6 +239,7 @@ def select_stage(
         quantization=None if quantization is None else quantization.model_dump(),
         shapes=[shape_entry(shape) for shape in shapes],
         **training.inputs.question_digests,
+        **delta_key(training),
         seed=spec.seed,
         precision=str(training.precision),
     )
@@ -278,8 +283,13 @@ def _select_body(
         source = weights_of(training, shape, full=full, ordered=ordered, trained=trained)
         model = _cut(training, source, shape)
         watch = partial(stage.check_stop, index * len(targets), total)
-        bench = _Bench(shape=shape, planner=_planner(training, model, watch), judged=judged)
         entries.append(_float_entry(model, shape, judged))
+        if delta_of(training) is not None:
+            # Compared as they ship, but for the training of the factors.
+            watch(f"factoring {shape}")
+            factor(training, model)
+            finished(model)
+        bench = _Bench(shape=shape, planner=_planner(training, model, watch), judged=judged)
         for number, limits in enumerate(targets):
             stage.check_stop(index * len(targets) + number, total, f"{shape} for {limits.target}")
             candidate = bench.candidate(limits)

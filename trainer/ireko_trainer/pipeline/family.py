@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ireko_trainer.pipeline.choosing import (
     shape_entry,
     weights_of,
 )
+from ireko_trainer.pipeline.deltas import delta_stages
 from ireko_trainer.pipeline.files import explained_full_disk, to_json
 from ireko_trainer.pipeline.inputs import load_inputs
 from ireko_trainer.pipeline.plan import meter_for
@@ -201,6 +203,13 @@ def _members(
         )
         for index, shape in enumerate(shapes)
     }
+    made = {
+        shape: [
+            stage,
+            *delta_stages(training, shape=str(shape), member=stage, index=index, count=len(cut)),
+        ]
+        for index, (shape, stage) in enumerate(cut.items())
+    }
     return Trained(
         spec_digest=training.request.spec_digest,
         teacher={
@@ -210,12 +219,12 @@ def _members(
         },
         members={
             target: {
-                **cut[shape].record,
+                **made[shape][-1].record,
                 "shape": shape_entry(shape),
-                "stage": cut[shape].identity,
+                "stage": made[shape][-1].identity,
             }
             for target, shape in decision.shape_of.items()
         },
         candidates=decision.candidates,
-        curves={stage.name: stage.identity for stage in [*stages, *cut.values()]},
+        curves={stage.name: stage.identity for stage in [*stages, *chain.from_iterable(made.values())]},
     )

@@ -34,7 +34,12 @@ def _training_phases(spec: CompressionRunSpec) -> list[StageCost]:
     mlfs = spec.pipeline.mlfs
     select = StageCost(name="select", cost=_SELECT_PER_TARGET * targets)
     if mlfs is None:
-        return [StageCost(name="teacher", cost=1.0), select, StageCost(name="recovery", cost=1.0)]
+        return [
+            StageCost(name="teacher", cost=1.0),
+            select,
+            StageCost(name="recovery", cost=1.0),
+            *_delta_phase(spec),
+        ]
     per_step = _TEACHER_FORWARD + mlfs.sampling.subnets_per_step
     recovery = 0 if mlfs.recovery is None else mlfs.recovery.steps * targets * (1 + _TEACHER_FORWARD)
     return [
@@ -45,4 +50,14 @@ def _training_phases(spec: CompressionRunSpec) -> list[StageCost]:
         StageCost(name="depths", cost=mlfs.stages.depths.steps * per_step),
         select,
         StageCost(name="recovery", cost=1.0 + recovery),
+        *_delta_phase(spec),
     ]
+
+
+def _delta_phase(spec: CompressionRunSpec) -> list[StageCost]:
+    """A guess: factoring costs about what selecting does, where every candidate is factored too."""
+    delta, targets = spec.pipeline.delta, len(spec.device_targets)
+    if delta is None:
+        return []
+    steps = 0 if delta.recovery is None else delta.recovery.steps
+    return [StageCost(name="delta", cost=targets * (_SELECT_PER_TARGET + steps * (1 + _TEACHER_FORWARD)))]

@@ -61,6 +61,7 @@ def report_content(
             if (points := curves(journal.parent))
         ),
         importance=tuple(_importance(quantized)),
+        notes=tuple(_delta_notes(trained)),
         lineage=tuple(_lineage(request, family, data_digests)),
         tracking_uri=redacted(request.tracking_uri),
         task=request.spec.teacher.task,
@@ -70,12 +71,15 @@ def report_content(
 
 def _stage_title(stage: str, trained: Trained) -> str:
     """`widths` as it is; a member's own training by the targets that it ships to, which are shorter than its shape."""
-    targets = [
-        target
-        for target, member in trained.members.items()
-        if stage == f"member-{shape_from(member['shape'])}"
-    ]
-    return f"recovery: {', '.join(targets)}" if targets else stage
+    for prefix, title in (("member", "recovery"), ("delta", "deltas")):
+        targets = [
+            target
+            for target, member in trained.members.items()
+            if stage == f"{prefix}-{shape_from(member['shape'])}"
+        ]
+        if targets:
+            return f"{title}: {', '.join(targets)}"
+    return stage
 
 
 def _member(
@@ -148,6 +152,18 @@ def _matrix_bits(record: Mapping[str, Any]) -> Iterator[MatrixBits]:
         else:
             place = "embeddings" if "embed" in module or module.endswith(("wte", "wpe")) else "head"
             yield MatrixBits(block=place, matrix=module.rpartition(".")[2], bits=bits)
+
+
+def _delta_notes(trained: Trained) -> Iterator[str]:
+    for target, member in trained.members.items():
+        if "delta" not in member:
+            continue
+        delta = member["delta"]
+        note = (
+            f"{target}: {delta['factored']} matrices of the blocks are factored, {delta['following']} of them added to "
+            f"a shared base; that saves {delta['reduction']:.1%} of the weights in the blocks"
+        )
+        yield f"{note}. S{delta['warning'][1:]}." if delta["warning"] else f"{note}."
 
 
 def _lineage(

@@ -119,7 +119,7 @@ def _train(request: RunRequest, *, request_file: Path, storage: Storage) -> None
     """Train on the workers, or here where there are none; a failure that they wrote is raised."""
     compute = request.spec.compute
     try:
-        if request.spec.pipeline.mlfs is None:
+        if not request.spec.trains:
             train_family(str(request_file), World())
         else:
             run_on_workers(

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from ireko_api.handoff import REPORT_ARTIFACT_DIR, Family, Member, ModelShape, RunRequest, TeacherSummary
+from ireko_trainer.delta import delta_layers, save_quantized_delta
 from ireko_trainer.distributed import World
 from ireko_trainer.pipeline.bits import BitPlanner, Importance, answer_kind
-from ireko_trainer.pipeline.checkpoints import WEIGHTS_FILE, load_model, weights_sha256
+from ireko_trainer.pipeline.checkpoints import load_model, weights_file, weights_sha256
 from ireko_trainer.pipeline.choosing import answers, device_limits, evaluation_data, judge, shape_from
+from ireko_trainer.pipeline.deltas import refit
 from ireko_trainer.pipeline.family import Trained
 from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.inputs import Inputs
@@ -146,14 +148,16 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
     weights = planner.weights_for(plan)
     baselines = _baselines(shipping, planner, limits, stage)
     checkpoint = stage.directory / "checkpoint"
-    save_quantized(
+    refit(shipping.training, model, weights, dict(plan.module_bits))
+    save = save_quantized_delta if delta_layers(model) else save_quantized
+    save(
         model=model,
         bits=plan.module_bits,
         group_size=planner.group_size,
         directory=checkpoint,
         weights=weights,
     )
-    # Judged as it ships: loaded from the file by plain transformers.
+    # Judged as it ships: loaded from the file.
     loaded = load_model(checkpoint, task=shipping.inputs.task, device=shipping.training.device)
     return {
         "average_bits": plan.average_bits,
@@ -162,7 +166,7 @@ def _quantize_body(shipping: _Shipping, limits: DeviceLimits, stage: StageAtWork
         "lim": planner.lim,
         "zd": planner.zd,
         "sensitivity": planner.sensitivity,
-        "size_bytes": (checkpoint / WEIGHTS_FILE).stat().st_size,
+        "size_bytes": weights_file(checkpoint).stat().st_size,
         "sha256": weights_sha256(checkpoint),
         "baselines": baselines,
         "metrics": {

@@ -6,6 +6,7 @@ device target, and what the report needs to know about the way there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
 from ireko_trainer.pipeline.store import FinishedStage, content_key
 
 SUPERNET_CHECKPOINT = "checkpoint"
+_ORDER_ROWS = 32
+"""Texts at once at most when units are put in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +62,15 @@ class Training:
         """A checkpoint of this run on this worker's device."""
         return load_model(directory, task=self.inputs.task, device=self.device)
 
-    def batch_at(self, stage: str) -> algorithm.train.BatchAt:
-        """This worker's batch of a step; every stage reads the data in an order of its own."""
-        assert self.mlfs is not None
+    def batch_at(self, stage: str, *, batch_size: int | None = None) -> algorithm.train.BatchAt:
+        """This worker's batch of a step; every stage reads the data in an order of its own.
+
+        Batches have the size that MLFS asks for, unless one is given.
+        """
+        assert batch_size is not None or self.mlfs is not None
         order = BatchOrder(
             lengths=self.inputs.train.lengths,
-            batch_size=self.mlfs.batch_size,
+            batch_size=batch_size or (self.mlfs.batch_size if self.mlfs is not None else 0),
             seed=stage_seed(self, stage),
             rank=self.runner.world.rank,
             world_size=self.runner.world.size,
@@ -167,10 +173,13 @@ def order_stage(training: Training, *, teacher: FinishedStage) -> FinishedStage:
 
 
 def _order_body(training: Training, teacher: FinishedStage, wanted: bool, stage: StageAtWork) -> Json:
+    assert training.mlfs is not None
     model = training.load(teacher.output("checkpoint"))
     if wanted:
+        # No more texts at once than a training step has room for.
+        rows = min(_ORDER_ROWS, math.ceil(training.mlfs.batch_size / training.runner.world.size))
         algorithm.permute_by_importance(
-            model=model, batches=map(dict, sample_batches(training.inputs.calibration, batch_size=32))
+            model=model, batches=map(dict, sample_batches(training.inputs.calibration, batch_size=rows))
         )
     checkpoint = stage.directory / "checkpoint"
     save_model(model, checkpoint, tokenizer=training.inputs.teacher.tokenizer)

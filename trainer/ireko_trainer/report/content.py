@@ -112,6 +112,8 @@ class ReportContent:
     importance: tuple[Importance, ...] = ()
     lineage: tuple[tuple[str, str], ...] = ()
     """What → value: digests, seed, versions, identifiers."""
+    notes: tuple[str, ...] = ()
+    """What has to be known about a method's outcome, in sentences."""
     tracking_uri: str | None = None
     """For the lines that show how to load a member."""
     task: str = "text-classification"

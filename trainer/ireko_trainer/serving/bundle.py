@@ -17,6 +17,7 @@ from ireko_trainer.serving.pyfunc_model import (
     CHECKPOINT_DIR,
     INFERENCE_FILE,
     MANIFEST_FILE,
+    STRUCTURE_FILE,
     DamagedBundleError,
     file_sha256,
     verify_files,
@@ -50,6 +51,11 @@ class Bundle:
         """The content of `inference.json`."""
         settings: dict[str, Any] = json.loads((self.directory / INFERENCE_FILE).read_text())
         return settings
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether the checkpoint has layers that share weights."""
+        return (self.directory / CHECKPOINT_DIR / STRUCTURE_FILE).is_file()
 
     @property
     def is_quantized(self) -> bool:

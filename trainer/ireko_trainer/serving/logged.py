@@ -17,6 +17,7 @@ from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
+from ireko_trainer.delta import shared_layers
 from ireko_trainer.serving import pyfunc_model
 from ireko_trainer.serving.bundle import Bundle
 from ireko_trainer.tracking.connection import Connection
@@ -144,6 +145,7 @@ class _Upload:
             path,
             python_model=pyfunc_model.__file__,
             artifacts={pyfunc_model.BUNDLE_ARTIFACT: str(bundle.directory)},
+            code_paths=[shared_layers.__file__] if bundle.is_factored else None,
             pip_requirements=requirements(bundle),
             signature=signature(bundle),
             input_example=_EXAMPLE,

@@ -5,12 +5,14 @@ imports what the model's requirements name and never Ireko. The bundle that it r
 
     manifest.json    sha256 and length of every other file
     inference.json   task, max_length, labels, regression
-    checkpoint/      an ordinary Hugging Face checkpoint with its tokenizer
+    checkpoint/      an ordinary Hugging Face checkpoint with its tokenizer, or one with factored layers, whose
+                     loader `shared_layers.py` then lies beside this file
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,8 @@ MANIFEST_FILE = "manifest.json"
 INFERENCE_FILE = "inference.json"
 CHECKPOINT_DIR = "checkpoint"
 BUNDLE_ARTIFACT = "bundle"
+STRUCTURE_FILE = "delta.json"
+LAYERS_MODULE = "shared_layers"
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_NEW_TOKENS = 64
 DEFAULT_TEMPERATURE = 0.0
@@ -280,6 +284,8 @@ class Member(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 
 def _load_model(checkpoint: Path) -> Any:
+    if (checkpoint / STRUCTURE_FILE).is_file():
+        return importlib.import_module(LAYERS_MODULE).load_delta(checkpoint)
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     model_class = getattr(transformers, config.architectures[0])
     # The mean over tokens is the embedding; BERT would add a pooler that no checkpoint of a member has.

@@ -179,12 +179,14 @@ def structure_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
-def load_delta(directory: Path, *, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
+def load_delta(
+    directory: Path, *, dtype: torch.dtype = torch.float32, **settings: Any
+) -> transformers.PreTrainedModel:
     """Load a delta checkpoint in evaluation mode, with every shared tensor in memory once.
 
-    Packed integers are widened to `dtype`.
+    Packed integers are widened to `dtype`; `settings` override those of config.json.
     """
-    config = transformers.AutoConfig.from_pretrained(directory)
+    config = transformers.AutoConfig.from_pretrained(directory, **settings)
     described = json.loads((directory / STRUCTURE_FILE).read_text())
     packed = getattr(config, "quantization_config", None)
     if packed is not None:
