@@ -262,3 +262,18 @@ def test_a_quantized_delta_checkpoint_loads_as_it_was_judged(texts, factored, tm
         judged = logits(model, texts)
     save_quantized_delta(model=model, bits=bits, group_size=32, directory=tmp_path, weights=weights)
     torch.testing.assert_close(logits(load_delta(tmp_path), texts), judged, rtol=1e-5, atol=1e-5)
+
+
+def test_a_loaded_decoder_continues_a_text_as_the_original(texts, factored, tmp_path: Path) -> None:
+    model = factored(likeness=0.9)
+    model.generation_config.max_new_tokens = 5
+    forget_originals(model)
+    make_compact(model)
+    save_delta(model=model, directory=tmp_path)
+    loaded = load_delta(tmp_path)
+    assert loaded.generation_config.max_new_tokens == 5
+    prompt = texts[0]["input_ids"][:2]
+    assert torch.equal(
+        loaded.generate(prompt, do_sample=False, pad_token_id=0),
+        model.generate(prompt, do_sample=False, pad_token_id=0),
+    )

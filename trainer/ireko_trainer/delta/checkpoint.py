@@ -33,6 +33,8 @@ def save_delta(*, model: PreTrainedModel, directory: Path) -> Path:
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
     _write_structure(model, directory)
     return directory
 

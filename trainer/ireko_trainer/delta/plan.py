@@ -161,7 +161,7 @@ def check_options(
     """Refuse what needs no measurement to be refused; `model` may live on the meta device.
 
     Raises:
-        UserError: no such matrices, or a rank above a matrix's own.
+        UserError: no such matrices, a rank above a matrix's own, or a target below the smallest factors.
     """
     matrices = [matrix for found in eligible(model, options).values() for matrix in found]
     if not matrices:
@@ -176,6 +176,30 @@ def check_options(
                 f"{field}.rank: {options.rank} is above the rank of {matrix.module}, whose {matrix.rows} × "
                 f"{matrix.columns} weights have at most rank {full}; lower it"
             )
+    if options.reduction is not None:
+        nearest = 1 - _smallest_share(model, options)
+        if options.reduction > nearest:
+            raise _unreachable(field, options, wanted=options.reduction, nearest=nearest)
+
+
+def _smallest_share(model: PreTrainedModel, options: DeltaOptions) -> float:
+    """The share of the numbers in the blocks' matrices that is left at the lowest rank of every matrix."""
+    total = sum(m.weights for found in describe(model).blocks.values() for m in found)
+    saved = 0
+    for index, matrices in enumerate(eligible(model, options).values()):
+        if options.coefficients == "One" and index % options.span == 0:
+            continue
+        for m in matrices:
+            lowest = options.storage.numbers(rows=m.rows, columns=m.columns, rank=options.multiple)
+            saved += max(0, m.weights - lowest) if options.multiple < min(m.rows, m.columns) else 0
+    return 1 - saved / total
+
+
+def _unreachable(field: str, options: DeltaOptions, *, wanted: float, nearest: float) -> UserError:
+    return UserError(
+        f"{field}.targetReduction: {wanted:g} cannot be reached by factoring {_wording(options)}; the nearest is "
+        f"{int(nearest * 1000) / 1000:g}. Lower it, or let more modules and blocks take part"
+    )
 
 
 def expected_share(*, model: PreTrainedModel, options: DeltaOptions) -> float:
@@ -262,10 +286,7 @@ class DeltaPlanner:
             return self._as_plan(allocate(self._problem, budget=self._total * (1 - wanted) - self._untouched))
         except UnreachableTargetError as error:
             nearest = 1 - (error.smallest + self._untouched) / self._total
-            raise UserError(
-                f"{self._field}.targetReduction: {wanted:g} cannot be reached by factoring {_wording(self._options)}; "
-                f"the nearest is {int(nearest * 1000) / 1000:g}. Lower it, or let more modules and blocks take part"
-            ) from error
+            raise _unreachable(self._field, self._options, wanted=wanted, nearest=nearest) from error
 
     def _as_plan(self, chosen: Sequence[Chosen]) -> DeltaPlan:
         pieces = [

@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 STRUCTURE_FILE = "delta.json"
 WEIGHTS_FILE = "delta.safetensors"
+GENERATION_FILE = "generation_config.json"
 
 
 class Gate:
@@ -198,6 +199,8 @@ def load_delta(
     model.load_state_dict(tensors, strict=False, assign=True)
     model.requires_grad_(requires_grad=False)
     model.tie_weights()
+    if (directory / GENERATION_FILE).is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if left:
         raise RuntimeError(f"{directory / WEIGHTS_FILE} lacks {left[0]}; download the model again")

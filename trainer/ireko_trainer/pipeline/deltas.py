@@ -42,7 +42,7 @@ from ireko_trainer.pipeline.training import Training, stage_seed
 from ireko_trainer.quant import Batch, Kind, Layout, QuantizedWeights, stored_size
 
 _FIELD = "spec.pipeline.delta"
-_BATCH = 8
+DELTA_ROWS = 8
 """Texts at once in a backward pass over all matrices."""
 _PACKED_RANKS = 32
 """Ranks are multiples of the smallest group of weights that shares a scale, where factors are quantized."""
@@ -77,6 +77,12 @@ def delta_options(training: Training) -> DeltaOptions:
         keep_last=delta.keep_last,
         multiple=1 if quantization is None else quantization.group_size or _PACKED_RANKS,
     )
+
+
+def check_delta(training: Training) -> None:
+    """Refuse before anything is trained what the teacher's shape already rules out."""
+    if delta_of(training) is not None:
+        check_options(model=training.inputs.teacher.model, options=delta_options(training), field=_FIELD)
 
 
 def expected_size(
@@ -244,7 +250,7 @@ def _summary(plan: DeltaPlan) -> dict[str, Any]:
 
 
 def _calibration(training: Training) -> list[Batch]:
-    found = sample_batches(training.inputs.calibration, batch_size=_BATCH, device=training.device)
+    found = sample_batches(training.inputs.calibration, batch_size=DELTA_ROWS, device=training.device)
     return list(found)
 
 

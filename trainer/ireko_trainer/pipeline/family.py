@@ -22,9 +22,9 @@ from ireko_trainer.pipeline.choosing import (
     shape_entry,
     weights_of,
 )
-from ireko_trainer.pipeline.deltas import delta_stages
+from ireko_trainer.pipeline.deltas import check_delta, delta_stages
 from ireko_trainer.pipeline.files import explained_full_disk, to_json
-from ireko_trainer.pipeline.inputs import load_inputs
+from ireko_trainer.pipeline.memory import MemoryCheck, load_checked
 from ireko_trainer.pipeline.plan import meter_for
 from ireko_trainer.pipeline.precision import training_precision
 from ireko_trainer.pipeline.stage import Part, StageRunner
@@ -120,7 +120,8 @@ def read_failure(storage: Storage) -> Failure | None:
 
 
 def _train(request: RunRequest, storage: Storage, world: World, family: FamilyRun | None) -> Trained:
-    inputs = load_inputs(request, cache=storage.cache)
+    check = MemoryCheck.of_worker(request.spec, world)
+    inputs = load_checked(request, cache=storage.cache, check=check, family=family)
     if family is not None:
         family.set_tags(
             lineage_tags(
@@ -144,7 +145,9 @@ def _train(request: RunRequest, storage: Storage, world: World, family: FamilyRu
             device=world.device,
         ),
     )
+    check_delta(training)
     teacher = teacher_stage(training)
+    inputs.forget_weights()
     if training.mlfs is None:
         full = teacher_shape(training.inputs.teacher.model.config)
         selected = select_stage(training, ordered=teacher, trained=teacher, shapes=(full,))
