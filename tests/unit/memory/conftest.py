@@ -14,6 +14,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, PretrainedConfig
 
 from ireko_api.spec import CompressionRunSpec
+from ireko_trainer.memory import AtOnce
+
+AT_ONCE = AtOnce(order_rows=32, delta_rows=8, batch_tokens=8192, sample_rows=256, sample_tokens=32768)
 
 MakeSpec = Callable[..., CompressionRunSpec]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.unit.memory.conftest import Live, MakeSpec, qwen2
+from tests.unit.memory.conftest import AT_ONCE, Live, MakeSpec, qwen2
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -90,7 +90,7 @@ def estimated(
 ) -> Stage:
     spec = make_spec(task=task, mlfs={"batchSize": ROWS, **mlfs})
     texts = Texts(train=LENGTH, validation=LENGTH, calibration=LENGTH)
-    stages = estimate(spec=spec, config=config, texts=texts, precision=precision)
+    stages = estimate(spec=spec, config=config, texts=texts, precision=precision, at_once=AT_ONCE)
     return next(one for one in stages if one.name == stage)
 
 

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from ireko_trainer.memory.stages import Texts, estimate
-from ireko_trainer.memory.terms import Stage, Term, arithmetic, size, table
+from ireko_trainer.memory.remedies import Run, remedies
+from ireko_trainer.memory.room import Room, device_room, host_room, own_bytes
+from ireko_trainer.memory.stages import AtOnce, Texts, estimate
+from ireko_trainer.memory.terms import Process, Stage, Term, arithmetic, size, table
 
-__all__ = ["Stage", "Term", "Texts", "arithmetic", "estimate", "size", "table"]
+__all__ = [
+    "AtOnce",
+    "Process",
+    "Room",
+    "Run",
+    "Stage",
+    "Term",
+    "Texts",
+    "arithmetic",
+    "device_room",
+    "estimate",
+    "host_room",
+    "own_bytes",
+    "remedies",
+    "size",
+    "table",
+]

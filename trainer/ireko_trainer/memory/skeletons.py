@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,20 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ireko_trainer.mlfs import layout_of, teacher_shape
+from ireko_trainer.mlfs import Axis, layout_of, teacher_shape
+from ireko_trainer.mlfs.axes import Place
 from ireko_trainer.teacher import model_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The matrices of a block that read the same tensor."""
+
+    columns: int
+    rows: tuple[int, ...]
+    """Of each of them."""
+    feed_forward: bool
+    """Otherwise they are the attention's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +41,8 @@ class Sizes:
     """Of low-rank pairs of rank 1 over every linear."""
     hidden: int
     layers: int
-    moments: dict[int, int]
-    """Columns of the matrices inside a block -> their rows, of all that have so many columns."""
+    readings: tuple[Reading, ...]
+    """Of one block."""
     vocabulary: int | None
     """Answers for every token, of a language model."""
     head_has_pair: bool
@@ -56,28 +68,46 @@ def sizes_of(config: PretrainedConfig, *, task: str) -> Sizes:
     model = hollow_model(config, task=task)
     places = layout_of(model).places
     blocks = dict.fromkeys(full.layers, 0)
-    moments: Counter[int] = Counter()
     for place in places.values():
         if place.layer is not None:
             blocks[place.layer] += math.prod(place.size)
-    pair_per_rank = 0
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D) or f"{name}.weight" not in places:
-            continue
-        rows, columns = (
-            module.weight.shape if isinstance(module, nn.Linear) else reversed(module.weight.shape)
-        )
-        pair_per_rank += rows + columns
-        if places[f"{name}.weight"].layer == full.layers[0]:
-            moments[columns] += rows
+    linears = {
+        name: isinstance(module, Conv1D)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and f"{name}.weight" in places
+    }
+    first = {
+        name: transposed
+        for name, transposed in linears.items()
+        if places[f"{name}.weight"].layer == full.layers[0]
+    }
     return Sizes(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         blocks=sum(blocks.values()),
         block=max(blocks.values()),
-        pair_per_rank=pair_per_rank,
+        pair_per_rank=sum(sum(places[f"{name}.weight"].size) for name in linears),
         hidden=full.hidden,
         layers=len(full.layers),
-        moments=dict(moments),
+        readings=_readings(first, places),
         vocabulary=config.vocab_size if task == "text-generation" else None,
         head_has_pair="lm_head.weight" in places,
+    )
+
+
+def _readings(linears: Mapping[str, bool], places: Mapping[str, Place]) -> tuple[Reading, ...]:
+    """Those that belong to one module and read the same axis read the same tensor."""
+    found: dict[tuple[str, Axis], list[tuple[int, int, bool]]] = {}
+    for name, transposed in linears.items():
+        place = places[f"{name}.weight"]
+        axes = [axis if isinstance(axis, tuple) else (axis,) for axis in place.axes]
+        (outputs, inputs), (rows, columns) = axes, place.size
+        if transposed:
+            outputs, inputs, rows, columns = inputs, outputs, columns, rows
+        key = (name.rpartition(".")[0], inputs[0])
+        found.setdefault(key, []).append((rows, columns, Axis.INTERMEDIATE in (*outputs, *inputs)))
+    return tuple(
+        Reading(
+            columns=matrices[0][1], rows=tuple(rows for rows, _, _ in matrices), feed_forward=matrices[0][2]
+        )
+        for matrices in found.values()
     )

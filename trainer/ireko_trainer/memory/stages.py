@@ -15,7 +15,8 @@ from functools import cached_property
 import torch
 from transformers import PretrainedConfig
 
-from ireko_api.spec import CompressionRunSpec, Mlfs
+from ireko_api.spec import CompressionRunSpec, Delta, DeltaRecovery, Mlfs
+from ireko_trainer.evaluation.language import TOKENS_AT_ONCE
 from ireko_trainer.memory.dry import Kept, Pass, kept_bytes
 from ireko_trainer.memory.skeletons import Sizes, sizes_of
 from ireko_trainer.memory.terms import Process, Stage, Term, size
@@ -35,12 +36,12 @@ _COPIES_OF_A_PAIR = 1.5
 _FEATURE_COPIES = 6
 """Of the projected hidden states: the teacher's, the subnet's, and what their comparison keeps."""
 
-ORDER_ROWS, SAMPLE_ROWS, SAMPLE_TOKENS, BATCH_TOKENS = 32, 256, 65536, 8192
-JUDGED_TOKENS = 4096
 
 _PER_MOMENT = 56
 """Bytes for each of the squared columns of a matrix while GPTQ solves it: second moments in float32, their order and
 their damping, a factorisation and an inverse in float64."""
+_PER_KEPT_MOMENT = 16
+"""Bytes where moments are only kept: float64, the sum and the matrix that is read off it."""
 _PER_WEIGHT = 32
 """Bytes for each weight that GPTQ solves at once: weights, codes, scales and errors in float32, twice over."""
 
@@ -54,12 +55,29 @@ class Texts:
     calibration: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class AtOnce:
+    """How many calibration texts are looked at together, at most."""
+
+    order_rows: int
+    """While units are put in order."""
+    delta_rows: int
+    """While the gradients of all matrices are measured."""
+    batch_tokens: int
+    """In a batch of either, with padding."""
+    sample_rows: int
+    """In all batches, which quantization takes from block to block together."""
+    sample_tokens: int
+    """In all batches, with padding."""
+
+
 def estimate(
     *,
     spec: CompressionRunSpec,
     config: PretrainedConfig,
     texts: Texts,
     precision: torch.dtype,
+    at_once: AtOnce,
     on_gpu: bool = False,
 ) -> list[Stage]:
     """The stages of a run in order, with what each holds at its peak beside the process itself.
@@ -69,9 +87,12 @@ def estimate(
         config: of the teacher.
         texts: how long they are.
         precision: that training computes in.
+        at_once: how many texts the stages that measure something look at.
         on_gpu: whether the workers train on GPUs, to which everything has to be copied.
     """
-    arithmetic = _Arithmetic(spec=spec, config=config, texts=texts, precision=precision, on_gpu=on_gpu)
+    arithmetic = _Arithmetic(
+        spec=spec, config=config, texts=texts, precision=precision, at_once=at_once, on_gpu=on_gpu
+    )
     return [stage for stage in arithmetic.stages() if stage.terms]
 
 
@@ -81,6 +102,7 @@ class _Arithmetic:
     config: PretrainedConfig
     texts: Texts
     precision: torch.dtype
+    at_once: AtOnce
     on_gpu: bool
     _passes: dict[Pass, Kept] = field(default_factory=dict)
 
@@ -97,7 +119,11 @@ class _Arithmetic:
         yield self._stage("select", "worker", self._select())
         if mlfs is not None and mlfs.recovery is not None:
             yield self._stage("recovery", "worker", self._recovery(mlfs))
-        quantization = self.spec.pipeline.quantization
+        delta, quantization = self.spec.pipeline.delta, self.spec.pipeline.quantization
+        if delta is not None:
+            yield self._stage("factor", "worker", self._factor(delta))
+            if delta.recovery is not None:
+                yield self._stage("delta", "worker", self._delta(delta, delta.recovery))
         if quantization is not None and quantization.method != "RTN":
             yield self._stage("quantize", "trainer", self._solve())
         yield self._stage("ship", "trainer", self._ship())
@@ -126,7 +152,9 @@ class _Arithmetic:
 
     def _order(self, mlfs: Mlfs) -> list[Term]:
         length = self.texts.calibration
-        rows = max(1, min(ORDER_ROWS, self._train_rows(mlfs), BATCH_TOKENS // length))
+        rows = max(
+            1, min(self.at_once.order_rows, self._train_rows(mlfs), self.at_once.batch_tokens // length)
+        )
         kept = self._kept(Pass(rows=rows, length=length, precision=torch.float32, rank=1))
         return [
             self._weights("weights to put in order"),
@@ -224,6 +252,57 @@ class _Arithmetic:
             )
         ]
 
+    # --- deltas ---------------------------------------------------------------------------------------------
+
+    def _factor(self, delta: Delta) -> list[Term]:
+        """Second moments of all matrices are there at once, in float64, while ranks are traded."""
+        rows = max(1, min(self.at_once.delta_rows, self.at_once.batch_tokens // self.texts.calibration))
+        kept = self._kept(Pass(rows=rows, length=self.texts.calibration, precision=torch.float32, rank=1))
+        curved = delta.initialization == "Curvature"
+        return [
+            self._member("weights of a member"),
+            *([] if delta.initialization == "Plain" else self._moments(delta)),
+            Term(
+                what="calibration texts between two layers",
+                how=f"{self._sampled_tokens:,} tokens × {2 * self._sizes.hidden:,} × {FLOAT} bytes",
+                bytes=self._sampled_tokens * 2 * self._sizes.hidden * FLOAT,
+            ),
+            *([self._kept_term(kept, rows, self.texts.calibration)] if curved else []),
+            *(self._logits(rows * self.texts.calibration, copies=_COPIES_LEARNING) if curved else []),
+        ]
+
+    def _moments(self, delta: Delta) -> list[Term]:
+        layers = max(0, self._sizes.layers - delta.keep_first - delta.keep_last)
+        wanted = [
+            reading
+            for reading in self._sizes.readings
+            if delta.modules == "All" or reading.feed_forward == (delta.modules == "Mlp")
+        ]
+        read = sum(reading.columns**2 for reading in wanted)
+        written = sum(rows**2 for reading in wanted for rows in reading.rows)
+        numbers = read + (written if delta.initialization == "Curvature" else 0)
+        return [
+            Term(
+                what="second moments of all matrices",
+                how=f"{layers} layers × {numbers:,} × {_PER_KEPT_MOMENT} bytes",
+                bytes=layers * numbers * _PER_KEPT_MOMENT,
+            )
+        ]
+
+    def _delta(self, delta: Delta, recovery: DeltaRecovery) -> list[Term]:
+        rows, length = math.ceil(recovery.batch_size / self._workers), self.texts.train
+        kept = self._kept(Pass(rows=rows, length=length, precision=self.precision, rank=None))
+        share = 1.0 if delta.target_reduction is None else 1 - delta.target_reduction
+        return [
+            self._member("weights of the member as it was", mapped=True),
+            self._member("weights of the factored member"),
+            *self._optimized(
+                "factors", int(share * min(self._sizes.blocks, self._member_parameters)), own=False
+            ),
+            self._kept_term(kept, rows, length),
+            *self._logits(rows * length, copies=_COPIES_IMITATING),
+        ]
+
     # --- choosing, rounding and judging ---------------------------------------------------------------------
 
     def _select(self) -> list[Term]:
@@ -238,12 +317,11 @@ class _Arithmetic:
 
     def _solve(self) -> list[Term]:
         """GPTQ: one block after the other, all calibration texts between two blocks."""
-        tokens = max(1, min(SAMPLE_TOKENS // self.texts.calibration, SAMPLE_ROWS)) * self.texts.calibration
-        widest = max(self._sizes.moments)
-        wide = 2 * self._sizes.hidden + widest
+        widest = max(reading.columns for reading in self._sizes.readings)
+        wide, tokens = 2 * self._sizes.hidden + widest, self._sampled_tokens
         solving = max(
-            columns * columns * _PER_MOMENT + columns * rows * _PER_WEIGHT
-            for columns, rows in self._sizes.moments.items()
+            reading.columns**2 * _PER_MOMENT + reading.columns * sum(reading.rows) * _PER_WEIGHT
+            for reading in self._sizes.readings
         )
         return [
             *self._language_teacher(),
@@ -296,7 +374,7 @@ class _Arithmetic:
         """A forward pass that keeps nothing: the logits of a language model, else one layer's intermediate results."""
         rows = self.spec.evaluation.batch_size
         if self._sizes.vocabulary is not None:
-            rows = min(rows, max(1, JUDGED_TOKENS // length))
+            rows = min(rows, max(1, TOKENS_AT_ONCE // length))
             return self._logits(rows * length, copies=_COPIES_JUDGING)
         kept = self._kept(Pass(rows=rows, length=length, precision=torch.float32, rank=1))
         return [
@@ -352,6 +430,12 @@ class _Arithmetic:
     def _is_stored_in_float32(self) -> bool:
         """Otherwise the file is converted while it is loaded."""
         return self.config.dtype in (None, torch.float32)
+
+    @property
+    def _sampled_tokens(self) -> int:
+        """Of the calibration texts, with padding."""
+        length = self.texts.calibration
+        return max(1, min(self.at_once.sample_tokens // length, self.at_once.sample_rows)) * length
 
     @property
     def _widths(self) -> int:

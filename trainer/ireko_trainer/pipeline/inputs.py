@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from transformers import PretrainedConfig
 
 from ireko_api.handoff import RunRequest
 from ireko_api.spec import CompressionRunSpec, DataSource
@@ -51,21 +53,28 @@ class Inputs:
             "calibration": self.calibration.digest,
         }
 
+    def forget_weights(self) -> None:
+        """Give the memory of the teacher's weights back: later stages load the checkpoint that the first one left."""
+        self.teacher.model.to("meta")
+
     @property
     def question_digests(self) -> dict[str, str]:
         """sha256 of the questions of each benchmark."""
         return {name: questions_digest(asked) for name, asked in self.questions.items()}
 
 
-def load_inputs(request: RunRequest, *, cache: Path) -> Inputs:
+def load_inputs(
+    request: RunRequest, *, cache: Path, before_weights: Callable[[PretrainedConfig], None] = lambda _: None
+) -> Inputs:
     """Load the teacher and every split; deterministic, so that driver and workers see the same.
 
-    A teacher that has to be downloaded is kept in `cache`.
+    A teacher that has to be downloaded is kept in `cache`. `before_weights` sees the teacher's config before the
+    weights are loaded, and may raise.
 
     Raises UserError for whatever in `spec.teacher` or `spec.data` cannot be used.
     """
     spec, base_dir = request.spec, Path(request.base_dir)
-    teacher = _load_teacher(request, base_dir=base_dir, cache_dir=cache)
+    teacher = _load_teacher(request, base_dir=base_dir, cache_dir=cache, before_weights=before_weights)
     labels = teacher.labels
 
     def load(source: DataSource, name: str) -> EncodedDataset:
@@ -111,7 +120,13 @@ def _load_questions(spec: CompressionRunSpec, *, base_dir: Path) -> dict[str, li
     }
 
 
-def _load_teacher(request: RunRequest, *, base_dir: Path, cache_dir: Path) -> LoadedTeacher:
+def _load_teacher(
+    request: RunRequest,
+    *,
+    base_dir: Path,
+    cache_dir: Path,
+    before_weights: Callable[[PretrainedConfig], None],
+) -> LoadedTeacher:
     spec = request.spec
     labels = None
     if spec.teacher.task == "text-classification":
@@ -121,7 +136,12 @@ def _load_teacher(request: RunRequest, *, base_dir: Path, cache_dir: Path) -> Lo
         )
         labels = label_space(data=spec.data, base_dir=base_dir, head=head_labels(directory))
     teacher = load_teacher(
-        spec=spec.teacher, base_dir=base_dir, cache_dir=cache_dir, labels=labels, seed=spec.seed
+        spec=spec.teacher,
+        base_dir=base_dir,
+        cache_dir=cache_dir,
+        labels=labels,
+        seed=spec.seed,
+        before_weights=before_weights,
     )
     _require_storable(spec, teacher)
     mlfs = spec.pipeline.mlfs

@@ -29,7 +29,8 @@ SAMPLE_SIZE = 256
 """Calibration texts on which importance is measured and bits are chosen."""
 SAMPLE_TOKENS = 32768
 """Of these texts at most: windows of a language model are long."""
-_BATCH_TOKENS = 8192
+BATCH_TOKENS = 8192
+"""Of one batch of them at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,6 @@ def sample_batches(
     Batches of long texts hold fewer than `batch_size` of them: a language model answers with a row for every token.
     """
     sample = sample_of(data, texts=SAMPLE_SIZE, tokens=SAMPLE_TOKENS)
-    rows = max(1, min(batch_size, _BATCH_TOKENS // int(sample.lengths.max())))
+    rows = max(1, min(batch_size, BATCH_TOKENS // int(sample.lengths.max())))
     for _, batch in evaluation_batches(data=sample, batch_size=rows):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}

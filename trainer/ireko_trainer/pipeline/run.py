@@ -23,6 +23,7 @@ from ireko_trainer.errors import InterruptedRunError, UserError
 from ireko_trainer.pipeline.family import Trained, failure_of, read_failure, train_family, write_failure
 from ireko_trainer.pipeline.files import explained_full_disk
 from ireko_trainer.pipeline.inputs import load_inputs
+from ireko_trainer.pipeline.memory import MemoryCheck, load_checked
 from ireko_trainer.pipeline.shipping import ship
 from ireko_trainer.pipeline.stop import StopFlag, raise_on_signals, raise_when_orphaned
 from ireko_trainer.pipeline.storage import Storage, open_storage
@@ -103,11 +104,16 @@ def _compress(
     inputs = None
     if not in_cluster():
         # A mistake in the manifest is told before workers are started. On a cluster they are waiting already.
-        inputs = load_inputs(request, cache=storage.cache)
+        check = MemoryCheck.of_driver(request.spec)
+        inputs = load_checked(request, cache=storage.cache, check=check, family=family)
+        inputs.forget_weights()
     _train(request, request_file=request_file, storage=storage)
+    if inputs is None:
+        inputs = load_inputs(request, cache=storage.cache)
+        inputs.forget_weights()
     ship(
         request,
-        inputs=inputs or load_inputs(request, cache=storage.cache),
+        inputs=inputs,
         trained=Trained.read(storage),
         family=family,
         stop=stop,

@@ -35,7 +35,7 @@ from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
 from ireko_trainer.pipeline.store import FinishedStage, content_key
 
 SUPERNET_CHECKPOINT = "checkpoint"
-_ORDER_ROWS = 32
+ORDER_ROWS = 32
 """Texts at once at most when units are put in order."""
 
 
@@ -177,7 +177,7 @@ def _order_body(training: Training, teacher: FinishedStage, wanted: bool, stage:
     model = training.load(teacher.output("checkpoint"))
     if wanted:
         # No more texts at once than a training step has room for.
-        rows = min(_ORDER_ROWS, math.ceil(training.mlfs.batch_size / training.runner.world.size))
+        rows = min(ORDER_ROWS, math.ceil(training.mlfs.batch_size / training.runner.world.size))
         algorithm.permute_by_importance(
             model=model, batches=map(dict, sample_batches(training.inputs.calibration, batch_size=rows))
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,13 @@ class LoadedTeacher:
 
 
 def load_teacher(
-    *, spec: Teacher, base_dir: Path, cache_dir: Path, labels: LabelSpace | None, seed: int = 0
+    *,
+    spec: Teacher,
+    base_dir: Path,
+    cache_dir: Path,
+    labels: LabelSpace | None,
+    seed: int = 0,
+    before_weights: Callable[[PreTrainedConfig], None] = lambda _: None,
 ) -> LoadedTeacher:
     """Find, check and load the teacher.
 
@@ -93,6 +99,7 @@ def load_teacher(
         cache_dir: where downloads go.
         labels: what the data's labels are (`ireko_trainer.data.label_space`), for `text-classification`.
         seed: of a new head's weights.
+        before_weights: sees the config before the weights are loaded, and may raise.
 
     Raises:
         UserError: the checkpoint cannot do the task, does not fit the labels, is broken, or asks to run code.
@@ -105,6 +112,7 @@ def load_teacher(
         labels = _agreed_labels(labels, head=head, directory=directory)
     with _quiet():
         config = _load_config(directory, spec=spec)
+        before_weights(config)
         model = _load_model(
             directory, spec=spec, config=config, labels=labels, new_head=head is None, seed=seed
         )
