@@ -6,7 +6,8 @@ What the queue promises, whatever happens:
 * a key that was added is taken some time after that: nothing is lost;
 * no key is taken while it is taken already; if it is added meanwhile, it is taken once more afterwards;
 * a key has at most one entry, and the earliest time that anybody asked for wins;
-* keys that are due are taken in the order in which they became due, so that no key starves another;
+* keys that are due are taken in the order in which they became due, so that no key starves another; but those
+  that were added `first` go before the others;
 * no more than `rate` keys per second are taken once `burst` are used up, so that a start with thousands of runs
   does not fall upon the API server at once.
 
@@ -63,8 +64,9 @@ class Backlog(Generic[K]):
     def __init__(self, *, pace: Pace, now: float, chance: random.Random | None = None) -> None:
         self._pace = pace
         self._chance = chance or random.Random()
+        self._first: OrderedDict[K, float] = OrderedDict()
         self._due: OrderedDict[K, float] = OrderedDict()
-        """Since when a key has been due, in the order in which they are taken."""
+        """Since when a key has been due, in the order in which they are taken, after those of `_first`."""
         self._later: dict[K, float] = {}
         self._times: list[tuple[float, int, K]] = []
         """The keys of `_later` by time; entries that `_later` contradicts are stale."""
@@ -81,15 +83,21 @@ class Backlog(Generic[K]):
         time = now + max(delay, 0.0)
         if key in self._running:
             self._again[key] = min(time, self._again.get(key, time))
-        elif key not in self._due:
+        elif key not in self._due and key not in self._first:
             self._enter(key, time, now)
+
+    def add_first(self, key: K, *, now: float) -> None:
+        """Have `key` taken before all that were not added so."""
+        self.add(key, now=now)
+        if key in self._due:
+            self._first[key] = self._due.pop(key)
 
     def take(self, *, now: float) -> K | None:
         """The key to look at now; None when nothing is due or the rate is used up."""
         self._promote(now)
-        if not self._due or not self._spend(now):
+        if not (self._first or self._due) or not self._spend(now):
             return None
-        key, _ = self._due.popitem(last=False)
+        key, _ = (self._first or self._due).popitem(last=False)
         self._running[key] = now
         return key
 
@@ -115,7 +123,7 @@ class Backlog(Generic[K]):
     def pause(self, *, now: float) -> float | None:
         """Seconds until `take` may give something if nothing is added; None for never."""
         self._promote(now)
-        if self._due:
+        if self._first or self._due:
             self._refill(now)
             missing = 1.0 - self._tokens
             return max(missing / self._pace.rate, _SHORTEST_PAUSE) if missing > 0 else 0.0
@@ -125,10 +133,10 @@ class Backlog(Generic[K]):
         """How much there is to do at this moment."""
         self._promote(now)
         return Depth(
-            due=len(self._due),
+            due=len(self._first) + len(self._due),
             later=len(self._later),
             running=len(self._running),
-            oldest_due=now - next(iter(self._due.values()), now),
+            oldest_due=now - min(next(iter(keys.values()), now) for keys in (self._first, self._due)),
             longest_run=now - min(self._running.values(), default=now),
         )
 

@@ -229,7 +229,8 @@ class Operator:
             logger.exception("An event of %s %s was not understood.", kind.value, mark_of(body)[0])
             woken = set()
         self._sight.deliver(kind, event, body)
-        self._queue.add_all(woken)
+        # A run that nothing was said about yet waits for its start; the others wait for what is said about them.
+        self._queue.add_all(woken, first=kind is Kind.RUNS and "status" not in body)
 
     def _on_gone(self, kind: Kind, key: Key, uid: str) -> None:
         namespace, name = key

@@ -27,10 +27,14 @@ class WorkQueue(Generic[K]):
                 self._backlog.add(key, now=self._clock(), delay=delay)
                 self._changed.notify()
 
-    def add_all(self, keys: Iterable[K]) -> None:
-        """Have every key looked at now."""
+    def add_all(self, keys: Iterable[K], *, first: bool = False) -> None:
+        """Have every key looked at now, or even before the others."""
         for key in keys:
-            self.add(key)
+            with self._changed:
+                if not self._closed:
+                    add = self._backlog.add_first if first else self._backlog.add
+                    add(key, now=self._clock())
+                    self._changed.notify()
 
     def take(self) -> K | None:
         """Wait for a key to look at; None once the queue is closed."""

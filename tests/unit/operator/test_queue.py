@@ -39,6 +39,11 @@ class Histories(RuleBasedStateMachine):
         self.backlog.add(key, now=self.now, delay=delay)
         self._want(key, self.now + delay)
 
+    @rule(key=KEYS)
+    def add_first(self, key: str) -> None:
+        self.backlog.add_first(key, now=self.now)
+        self._want(key, self.now)
+
     @rule()
     def take(self) -> None:
         key = self.backlog.take(now=self.now)
@@ -115,6 +120,16 @@ def test_keys_are_taken_in_the_order_in_which_they_were_added(keys: list[int]) -
     while (key := backlog.take(now=0.0)) is not None:
         taken.append(key)
     assert taken == list(dict.fromkeys(keys))
+
+
+def test_keys_that_were_added_first_go_before_the_others_and_in_their_order() -> None:
+    backlog: Backlog[str] = Backlog(pace=UNLIMITED, now=0.0)
+    for key in "abc":
+        backlog.add(key, now=0.0)
+    for key in "dcd":
+        backlog.add_first(key, now=1.0)
+    assert backlog.depth(now=2.0).oldest_due == 2.0
+    assert [backlog.take(now=2.0) for _ in range(5)] == ["d", "c", "a", "b", None]
 
 
 def test_a_busy_key_does_not_starve_the_others() -> None:
