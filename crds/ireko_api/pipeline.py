@@ -199,8 +199,8 @@ class DeltaRecovery(SpecModel):
     steps: Annotated[Integer, Field(ge=1, le=MAX_STEPS)] = 200
     """Optimizer steps for each member."""
     learning_rate: LearningRate = 2e-5
-    """Peak learning rate of AdamW; it decays linearly to zero. Factors start near their best: higher rates can undo more
-    than they gain."""
+    """Peak learning rate of AdamW; it decays linearly to zero. Factors start near their best: higher rates can undo
+    more than they gain."""
     batch_size: Annotated[Integer, Field(ge=1, le=65536)] = 32
     """Texts per optimizer step, over all workers."""
     replacement: Literal["Off", "Progressive", "Blend"] = "Off"
