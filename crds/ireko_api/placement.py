@@ -42,8 +42,8 @@ class HeadResources(SpecModel):
 
     cpu: Quantity = "1"
     """Processor cores, as a Kubernetes quantity."""
-    memory: Quantity = "2Gi"
-    """Memory, as a Kubernetes quantity."""
+    memory: Quantity = "4Gi"
+    """Memory, as a Kubernetes quantity. Ray's own processes and the trainer's take 2 to 3 GiB before any model."""
 
     @property
     def cpus(self) -> float:

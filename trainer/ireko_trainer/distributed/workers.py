@@ -7,6 +7,7 @@ cluster and a laptop all resume the same way.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ import torch
 from ireko_trainer.distributed.cluster import in_cluster, process_group, ray_cluster
 from ireko_trainer.distributed.world import World
 from ireko_trainer.errors import UserError
+
+_NODE_MEMORY = re.compile(r"was ([\d.]+ *[KMGT]?B used / [\d.]+ *[KMGT]?B limit)")
+"""How Ray says how full a node was, e.g. `1.90GB used / 2.00GB limit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,12 @@ class WorkersLostError(UserError):
     """Workers died more often than the manifest allows."""
 
     reason = "WorkerLost"
+
+
+class OutOfMemoryError(UserError):
+    """Ray ended a part of the training because its machine or pod had hardly any memory left."""
+
+    reason = "OutOfMemory"
 
 
 Work = Callable[[str, World], None]
@@ -52,16 +62,18 @@ def run_on_workers(
     """Run `work` on every worker of a Ray Train group and wait for all of them.
 
     `workers=0` runs it in this process. `storage` is for Ray's own notes, which nobody needs afterwards. Raises
-    WorkersLostError when the group failed more than `max_failures` times.
+    WorkersLostError when the group failed more than `max_failures` times, OutOfMemoryError when Ray ended a
+    part of it for want of memory.
     """
     if workers == 0:
         torch.set_num_threads(resources.threads)
         work(str(request_file), World(device=_local_device(gpus=resources.gpus)))
         return
     with ray_cluster(cpus=workers * resources.cpus, gpus=workers * resources.gpus):
+        import ray.exceptions
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError
+        from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
         trainer = TorchTrainer(
             _worker,
@@ -84,7 +96,13 @@ def run_on_workers(
         )
         try:
             trainer.fit()
+        except ray.exceptions.OutOfMemoryError as error:
+            raise OutOfMemoryError(_out_of_memory(error)) from error
         except TrainingFailedError as error:
+            failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+            for failure in failures:
+                if isinstance(failure, ray.exceptions.OutOfMemoryError):
+                    raise OutOfMemoryError(_out_of_memory(failure)) from error
             raise WorkersLostError(
                 f"the training workers failed {max_failures + 1} times; the last time: {_last_line(error)}. "
                 "Everything up to the last checkpoint is kept: run the same command again to go on"
@@ -126,6 +144,16 @@ def _ray_resources(resources: WorkerResources) -> dict[str, float]:
 
 def _local_device(*, gpus: float) -> torch.device:
     return torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
+
+
+def _out_of_memory(error: Exception) -> str:
+    place = _NODE_MEMORY.search(str(error))
+    where = f" ({place[1]})" if place else ""
+    return (
+        f"Ray ended a part of the training because there was hardly any memory left{where}. Raise "
+        "spec.compute.head.resources.memory or resourcesPerWorker.memory, on a laptop close other programs, or lower "
+        "batchSize or maxLength. Everything up to the last checkpoint is kept"
+    )
 
 
 def _last_line(error: Exception) -> str:

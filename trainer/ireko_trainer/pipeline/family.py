@@ -104,6 +104,7 @@ def failure_of(error: UserError | InterruptedRunError) -> Failure:
         "StorageFull",
         "StorageNotWritable",
         "WorkerLost",
+        "OutOfMemory",
     )
     return Failure.model_validate({"reason": error.reason, "message": str(error), "resumable": resumable})
 
