@@ -29,7 +29,7 @@ SAMPLE_SIZE = 256
 """Calibration texts on which importance is measured and bits are chosen."""
 SAMPLE_TOKENS = 32768
 """Of these texts at most: windows of a language model are long."""
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 2048
 """Of one batch of them at most."""
 
 
@@ -150,13 +150,17 @@ def sample_of(data: EncodedDataset, *, texts: int, tokens: int) -> EncodedDatase
 
 
 def sample_batches(
-    data: EncodedDataset, *, batch_size: int, device: torch.device = torch.device("cpu")
+    data: EncodedDataset,
+    *,
+    batch_size: int,
+    tokens: int = SAMPLE_TOKENS,
+    device: torch.device = torch.device("cpu"),
 ) -> Iterator[Mapping[str, torch.Tensor]]:
-    """The first rows, `SAMPLE_SIZE` at most, as batches without labels.
+    """The first rows, `SAMPLE_SIZE` of them and `tokens` tokens at most, as batches without labels.
 
     Batches of long texts hold fewer than `batch_size` of them: a language model answers with a row for every token.
     """
-    sample = sample_of(data, texts=SAMPLE_SIZE, tokens=SAMPLE_TOKENS)
+    sample = sample_of(data, texts=SAMPLE_SIZE, tokens=tokens)
     rows = max(1, min(batch_size, BATCH_TOKENS // int(sample.lengths.max())))
     for _, batch in evaluation_batches(data=sample, batch_size=rows):
         yield {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}

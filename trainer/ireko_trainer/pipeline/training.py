@@ -37,6 +37,8 @@ from ireko_trainer.pipeline.store import FinishedStage, content_key
 SUPERNET_CHECKPOINT = "checkpoint"
 ORDER_ROWS = 32
 """Texts at once at most when units are put in order."""
+_ORDER_TOKENS = 8192
+"""Tokens that are read for it: a few hundred sentences, or a few dozen windows of running text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +180,8 @@ def _order_body(training: Training, teacher: FinishedStage, wanted: bool, stage:
     if wanted:
         # No more texts at once than a training step has room for.
         rows = min(ORDER_ROWS, math.ceil(training.mlfs.batch_size / training.runner.world.size))
-        algorithm.permute_by_importance(
-            model=model, batches=map(dict, sample_batches(training.inputs.calibration, batch_size=rows))
-        )
+        batches = sample_batches(training.inputs.calibration, batch_size=rows, tokens=_ORDER_TOKENS)
+        algorithm.permute_by_importance(model=model, batches=map(dict, batches))
     checkpoint = stage.directory / "checkpoint"
     save_model(model, checkpoint, tokenizer=training.inputs.teacher.tokenizer)
     return {"sha256": weights_sha256(checkpoint)}
