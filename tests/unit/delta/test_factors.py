@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ireko_trainer.delta.factors import (
-    Factors,
     Metric,
     Root,
     fit_to_rows,
@@ -154,9 +153,9 @@ def test_the_error_of_a_basis_is_that_of_the_matrices_fitted_to_it() -> None:
         assert found == pytest.approx(float(basis.errors[rank]), rel=1e-8)
 
 
-def test_balanced_factors_are_of_one_size() -> None:
-    matrix, inputs, _ = drawn(6, 9, 4)
-    factors = truncate(matrix, metric=Metric(), rank=4)
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_balanced_factors_are_of_one_size_whatever_the_scale_of_the_error(scale: float) -> None:
+    matrix, _, _ = drawn(6, 9, 4)
+    factors = truncate(matrix, metric=Metric(scale=scale), rank=6)
     torch.testing.assert_close(factors.left[0].norm(dim=0), factors.right.norm(dim=1))
-    assert isinstance(factors, Factors)
-    assert inputs.shape[1] == 9
+    torch.testing.assert_close(factors.left[0] @ factors.right, matrix)

@@ -52,7 +52,9 @@ def factored(build, texts) -> Factor:
         )
         plan = plan_deltas(model=model, moments=moments, options=wanted)
         apply_plan(
-            model=model, plan=plan, metrics=Metrics(moments=moments, initialization=wanted.initialization)
+            model=model,
+            plan=plan,
+            metrics=Metrics(model=model, moments=moments, initialization=wanted.initialization),
         )
         return model
 

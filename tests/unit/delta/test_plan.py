@@ -53,7 +53,7 @@ def test_alike_blocks_share_and_unlike_blocks_do_not(build, texts) -> None:
 def test_the_chosen_coefficient_is_no_worse_than_0_and_1(build, texts) -> None:
     model = build("llama", likeness=0.6)
     plan, moments, options = planned(model, texts, reduction=0.45)
-    metrics = Metrics(moments=moments, initialization=options.initialization)
+    metrics = Metrics(model=model, moments=moments, initialization=options.initialization)
     followers = [piece for piece in plan.pieces if piece.base is not None]
     assert followers
     for piece in followers:
@@ -122,7 +122,9 @@ def test_the_plan_counts_what_is_stored(build, texts, compact: bool, likeness: f
         weight_matrix(model.get_submodule(name)).numel() for piece in plan.pieces for name in piece.modules
     )
     apply_plan(
-        model=model, plan=plan, metrics=Metrics(moments=moments, initialization=options.initialization)
+        model=model,
+        plan=plan,
+        metrics=Metrics(model=model, moments=moments, initialization=options.initialization),
     )
     if compact:
         make_compact(model)

@@ -2,7 +2,7 @@
 
 moments = collect_moments(model=model, batches=batches, modules=measured_modules(model, options), kind="distribution")
 plan = plan_deltas(model=model, moments=moments, options=DeltaOptions(reduction=0.15))
-apply_plan(model=model, plan=plan, metrics=Metrics(moments=moments, initialization=options.initialization))
+apply_plan(model=model, plan=plan, metrics=Metrics(model=model, moments=moments, initialization=…))
 train_deltas(model=model, batches=…, kind="distribution", optimization=Optimization(steps=…, learning_rate=…))
 forget_originals(model); make_compact(model); save_delta(model=model, directory=…); load_delta(directory)
 materialize(model).save_pretrained(…)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ireko_trainer.delta.moments import Moments
 from ireko_trainer.quant.hessian import inverse_root
+from ireko_trainer.quant.layout import weight_matrix
 
 Initialization = Literal["Plain", "Whitened", "Curvature"]
 
@@ -44,20 +45,21 @@ class Root:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What an error of one matrix costs. None stands for the identity."""
+    """What an error of one matrix costs: (scale · ‖A' E L‖)². None stands for the identity."""
 
     inputs: Root | None = None
     outputs: Root | None = None
+    scale: float = 1.0
 
     def weigh(self, matrix: Tensor) -> Tensor:
-        """A' W L, in float64."""
-        result = matrix.double()
+        """scale · A' W L, in float64."""
+        result = matrix.double() * self.scale
         if self.outputs is not None:
             result = self.outputs.matrix.T @ result
         return result if self.inputs is None else result @ self.inputs.matrix
 
     def error(self, difference: Tensor) -> float:
-        """‖A' E L‖²."""
+        """What the error `difference` costs."""
         return float(self.weigh(difference).square().sum())
 
     def unweigh_left(self, left: Tensor) -> Tensor:
@@ -70,22 +72,38 @@ class Metric:
 
 
 class Metrics:
-    """The metric of every matrix under one way of initialising; roots are computed once and shared."""
+    """The metric of every matrix of a model under one way of initialising; roots are computed once and shared.
 
-    def __init__(self, *, moments: Moments, initialization: Initialization, damping: float = DAMPING) -> None:
+    Without gradients the errors of different matrices have no common unit. They are then relative to the matrix's own
+    size under its metric: absolute output errors would all be laid on the layers with the smallest activations,
+    which are the first and matter most.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        moments: Moments,
+        initialization: Initialization,
+        damping: float = DAMPING,
+    ) -> None:
         self.moments = moments
+        self._model = model
         self._initialization = initialization
         self._damping = damping
         self._roots: dict[int, Root] = {}
 
     def of(self, module: str) -> Metric:
-        """The metric of one linear layer."""
-        if self._initialization == "Plain":
-            return Metric()
-        inputs = self._root(self.moments.inputs[module])
-        if self._initialization == "Whitened":
-            return Metric(inputs=inputs)
-        return Metric(inputs=inputs, outputs=self._root(self.moments.gradients[module]))
+        """The metric of one linear layer, which must not have been factored yet."""
+        if self._initialization == "Curvature":
+            return Metric(
+                inputs=self._root(self.moments.inputs[module]),
+                outputs=self._root(self.moments.gradients[module]),
+            )
+        inputs = None if self._initialization == "Plain" else self._root(self.moments.inputs[module])
+        weight = weight_matrix(self._model.get_submodule(module)).detach()
+        size = float(Metric(inputs=inputs).weigh(weight).norm())
+        return Metric(inputs=inputs, scale=1 / size if size > 0 else 1.0)
 
     def common(self, modules: Sequence[str]) -> Root | None:
         """The root of the mean of the inputs' moments of several layers."""
@@ -120,7 +138,7 @@ def tail_energies(weighed: Tensor) -> Tensor:
 def truncate(matrix: Tensor, *, metric: Metric, rank: int) -> Factors:
     """The best U V of `rank` under the metric. Balanced: both factors carry the root of the singular values."""
     left, values, right = torch.linalg.svd(metric.weigh(matrix), full_matrices=False)
-    root = values[:rank].sqrt()
+    root = (values[:rank] / metric.scale).sqrt()
     return Factors(
         left=(metric.unweigh_left(left[:, :rank] * root),),
         right=metric.unweigh_right(root.unsqueeze(1) * right[:rank]),
@@ -146,7 +164,7 @@ def shared_basis(matrices: Sequence[Tensor], *, metrics: Sequence[Metric], commo
     """
     stacked = torch.cat(
         [
-            Metric(inputs=common, outputs=metric.outputs).weigh(matrix)
+            Metric(inputs=common, outputs=metric.outputs, scale=metric.scale).weigh(matrix)
             for matrix, metric in zip(matrices, metrics, strict=True)
         ]
     )

@@ -258,7 +258,7 @@ class DeltaPlanner:
         field: str = "spec.pipeline.delta",
     ) -> None:
         check_options(model=model, options=options, field=field)
-        metrics = Metrics(moments=moments, initialization=options.initialization)
+        metrics = Metrics(model=model, moments=moments, initialization=options.initialization)
         self._field = field
         self._options = options
         self._metrics = metrics

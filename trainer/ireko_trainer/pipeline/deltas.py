@@ -109,7 +109,9 @@ def factor(training: Training, model: PreTrainedModel) -> DeltaPlan:
     )
     plan = plan_deltas(model=model, moments=moments, options=options, field=_FIELD)
     apply_plan(
-        model=model, plan=plan, metrics=Metrics(moments=moments, initialization=options.initialization)
+        model=model,
+        plan=plan,
+        metrics=Metrics(model=model, moments=moments, initialization=options.initialization),
     )
     return plan
 
