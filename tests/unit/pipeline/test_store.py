@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ireko_trainer.errors import StorageFullError
-from ireko_trainer.pipeline.files import explained_full_disk, explained_io_errors, write_json
+from ireko_trainer.pipeline.files import (
+    explained_full_disk,
+    explained_io_errors,
+    write_json,
+    write_whole,
+)
 from ireko_trainer.pipeline.storage import SharedDirectory
 from ireko_trainer.pipeline.store import StageStore, content_key
 
@@ -55,6 +63,19 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     assert '"old": true' in path.read_text()
 
 
+def test_a_training_state_that_could_not_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    write_whole(path, lambda file: torch.save({"step": 1}, file))
+
+    def fails(file: BinaryIO) -> None:
+        torch.save({"step": 2}, file)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, fails)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
 def test_a_full_disk_is_named_with_the_remedy(tmp_path: Path) -> None:
     with (
         pytest.raises(StorageFullError, match=r"no space left on the device; free some \(nothing is lost\)"),
@@ -67,6 +88,15 @@ def test_a_full_disk_is_named_with_the_remedy(tmp_path: Path) -> None:
 def test_a_full_disk_is_recognized_when_only_the_text_of_an_error_names_it(tmp_path: Path) -> None:
     with pytest.raises(StorageFullError, match=f"{tmp_path}: no space left"), explained_full_disk(tmp_path):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def complains_of_the_place() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+
+    with pytest.raises(StorageFullError, match=f"{tmp_path}: no space left"), explained_full_disk(tmp_path):
+        complains_of_the_place()
 
     with pytest.raises(RuntimeError, match="something else"), explained_full_disk(tmp_path):
         raise RuntimeError("something else")

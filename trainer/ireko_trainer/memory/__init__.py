@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ireko_trainer.memory.dry import Kept, Pass
 from ireko_trainer.memory.remedies import Run, remedies
 from ireko_trainer.memory.room import Room, device_room, host_room, own_bytes
 from ireko_trainer.memory.stages import AtOnce, Texts, estimate
@@ -9,6 +10,8 @@ from ireko_trainer.memory.terms import Process, Stage, Term, arithmetic, size, t
 
 __all__ = [
     "AtOnce",
+    "Kept",
+    "Pass",
     "Process",
     "Room",
     "Run",

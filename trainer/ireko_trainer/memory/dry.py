@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,10 @@ class Kept:
     """Embeddings, final norm, head."""
 
 
-def kept_bytes(*, config: PretrainedConfig, task: str, step: Pass) -> Kept:
+def kept_bytes(*, config: PretrainedConfig, task: str, step: Pass, trust_remote_code: bool = False) -> Kept:
     """What a pass keeps per layer and elsewhere: a model of one layer and one of two tell them apart."""
-    one, two = (_kept(_shallow(config, layers), task=task, step=step) for layers in (1, 2))
+    hollow = partial(hollow_model, task=task, trust_remote_code=trust_remote_code)
+    one, two = (_kept(hollow(_shallow(config, layers)), step=step) for layers in (1, 2))
     return Kept(per_layer=two - one, elsewhere=max(0, 2 * one - two))
 
 
@@ -60,9 +62,9 @@ def _shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     return shallow
 
 
-def _kept(config: PretrainedConfig, *, task: str, step: Pass) -> int:
-    architecture = architecture_of(config)
-    hollow, given = _called(hollow_model(config, task=task), step=step)
+def _kept(model: PreTrainedModel, *, step: Pass) -> int:
+    architecture = architecture_of(model.config)
+    hollow, given = _called(model, step=step)
     hollow.train(step.dropout)
     with FakeTensorMode():
         weights = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
 from ireko_api.spec import CompressionRunSpec
+from ireko_trainer.memory.dry import Kept, Pass
 from ireko_trainer.memory.stages import AtOnce, Texts, estimate
 from ireko_trainer.memory.terms import Stage, size
 
@@ -24,6 +25,8 @@ class Run:
     precision: torch.dtype
     at_once: AtOnce
     on_gpu: bool = False
+    passes: dict[Pass, Kept] = field(default_factory=dict)
+    """Those that were made already: changes of the run share them."""
 
     def stages(self) -> list[Stage]:
         """See `estimate`."""
@@ -34,6 +37,7 @@ class Run:
             precision=self.precision,
             at_once=self.at_once,
             on_gpu=self.on_gpu,
+            passes=self.passes,
         )
 
 

@@ -49,23 +49,27 @@ class Sizes:
     """The head is no other name of the embeddings, and so gets a low-rank pair."""
 
 
-def hollow_model(config: PretrainedConfig, *, task: str) -> PreTrainedModel:
+def hollow_model(config: PretrainedConfig, *, task: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model that a config describes, float32, in evaluation mode, on the meta device."""
     auto_class, options = model_class(config, task=task)
     with torch.device("meta"):
         model: PreTrainedModel = auto_class.from_config(
-            config, dtype=torch.float32, attn_implementation="eager", **options
+            config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=trust_remote_code,
+            **options,
         )
     return model.eval()
 
 
-def sizes_of(config: PretrainedConfig, *, task: str) -> Sizes:
+def sizes_of(config: PretrainedConfig, *, task: str, trust_remote_code: bool = False) -> Sizes:
     """Count what a config describes.
 
     Raises UserError for a family without an axis table.
     """
     full = teacher_shape(config)
-    model = hollow_model(config, task=task)
+    model = hollow_model(config, task=task, trust_remote_code=trust_remote_code)
     places = layout_of(model).places
     blocks = dict.fromkeys(full.layers, 0)
     for place in places.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -79,6 +79,7 @@ def estimate(
     precision: torch.dtype,
     at_once: AtOnce,
     on_gpu: bool = False,
+    passes: dict[Pass, Kept] | None = None,
 ) -> list[Stage]:
     """The stages of a run in order, with what each holds at its peak beside the process itself.
 
@@ -89,9 +90,16 @@ def estimate(
         precision: that training computes in.
         at_once: how many texts the stages that measure something look at.
         on_gpu: whether the workers train on GPUs, to which everything has to be copied.
+        passes: those of earlier estimates of the same config, which are not made again; new ones are added.
     """
     arithmetic = _Arithmetic(
-        spec=spec, config=config, texts=texts, precision=precision, at_once=at_once, on_gpu=on_gpu
+        spec=spec,
+        config=config,
+        texts=texts,
+        precision=precision,
+        at_once=at_once,
+        on_gpu=on_gpu,
+        passes={} if passes is None else passes,
     )
     return [stage for stage in arithmetic.stages() if stage.terms]
 
@@ -104,7 +112,7 @@ class _Arithmetic:
     precision: torch.dtype
     at_once: AtOnce
     on_gpu: bool
-    _passes: dict[Pass, Kept] = field(default_factory=dict)
+    passes: dict[Pass, Kept]
 
     def stages(self) -> Iterator[Stage]:
         mlfs = self.spec.pipeline.mlfs
@@ -411,7 +419,8 @@ class _Arithmetic:
 
     @cached_property
     def _sizes(self) -> Sizes:
-        return sizes_of(self.config, task=self.spec.teacher.task)
+        teacher = self.spec.teacher
+        return sizes_of(self.config, task=teacher.task, trust_remote_code=teacher.trust_remote_code)
 
     @cached_property
     def _member_parameters(self) -> int:
@@ -422,9 +431,12 @@ class _Arithmetic:
         return min(self._sizes.parameters, math.ceil(most * 8 / least_bits))
 
     def _kept(self, step: Pass) -> Kept:
-        if step not in self._passes:
-            self._passes[step] = kept_bytes(config=self.config, task=self.spec.teacher.task, step=step)
-        return self._passes[step]
+        teacher = self.spec.teacher
+        if step not in self.passes:
+            self.passes[step] = kept_bytes(
+                config=self.config, task=teacher.task, step=step, trust_remote_code=teacher.trust_remote_code
+            )
+        return self.passes[step]
 
     @property
     def _is_stored_in_float32(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import io
 import shutil
 from pathlib import Path
 from typing import cast
@@ -24,7 +23,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ireko_trainer.delta import WEIGHTS_FILE as DELTA_WEIGHTS_FILE
 from ireko_trainer.delta import is_delta, load_delta, save_delta
 from ireko_trainer.mlfs import Hooks, TrainingState
-from ireko_trainer.pipeline.files import explained_io_errors, write_bytes
+from ireko_trainer.pipeline.files import explained_io_errors, write_whole
 from ireko_trainer.pipeline.stage import StageAtWork
 from ireko_trainer.pipeline.store import STATE_FILE
 
@@ -93,9 +92,8 @@ def training_hooks(stage: StageAtWork, *, total_steps: int, checkpoint_seconds: 
 
     def save(state: TrainingState) -> None:
         if stage.writes:
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write_bytes(stage.directory / STATE_FILE, buffer.getvalue())
+            # Straight into the file: the state of a model that trains whole is three times its weights.
+            write_whole(stage.directory / STATE_FILE, lambda file: torch.save(state, file))
             stage.keep()
 
     return Hooks(

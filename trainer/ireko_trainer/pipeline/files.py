@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ireko_trainer.errors import StorageFullError, StorageNotWritableError, UserError
 
@@ -33,10 +33,15 @@ def to_json(content: Json) -> bytes:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file atomically and durably."""
+    write_whole(path, lambda file: file.write(content))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace a file atomically and durably by what `write` writes into it."""
     temporary = path.with_name(f".{path.name}.tmp")
     with explained_io_errors(path):
         with temporary.open("wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -88,4 +93,8 @@ def is_full_disk(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     # Safetensors and others raise exceptions of their own, in which only the text names the cause.
-    return any(os.strerror(code) in str(error) for code in _FULL)
+    if any(os.strerror(code) in str(error) for code in _FULL):
+        return True
+    # PyTorch complains of where it stands in the file, after it could not write.
+    before = error.__context__
+    return isinstance(before, Exception) and is_full_disk(before)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from ireko_trainer.distributed import World, in_cluster
 from ireko_trainer.errors import UserError
 from ireko_trainer.memory import (
     AtOnce,
+    Kept,
+    Pass,
     Process,
     Room,
     Run,
@@ -65,6 +67,8 @@ class MemoryCheck:
     """What there is for each kind of process; those that another process judges are left out."""
     precision: torch.dtype
     on_gpu: bool
+    passes: dict[Pass, Kept] = field(default_factory=dict)
+    """What the first estimate found serves the second one where the texts have one length."""
 
     @classmethod
     def of_driver(cls, spec: CompressionRunSpec) -> MemoryCheck:
@@ -130,6 +134,7 @@ class MemoryCheck:
             precision=self.precision,
             at_once=AT_ONCE,
             on_gpu=self.on_gpu,
+            passes=self.passes,
         )
 
     def _require(self, run: Run) -> list[Stage]:
