@@ -48,7 +48,7 @@ from ireko_operator.reconcile.state import (
 )
 
 GIB = 2**30
-MEMORY = Memory(worker=2 * GIB, head=2 * GIB)
+MEMORY = Memory(worker=2 * GIB, head=4 * GIB)
 AWAY = Outage(message="MLflow does not answer.", since=ago(600))
 REFUSED = Outage(message="MLflow says no.", since=ago(600), refused=True)
 DIVERGED = Failure(reason="Diverged", message="The loss became NaN.")
@@ -509,7 +509,7 @@ CASES = {
         ),
         phase="Pending",
         reason="ClusterStarting",
-        does=(start(2, Memory(worker=3 * GIB, head=3 * GIB)),),
+        does=(start(2, Memory(worker=3 * GIB, head=4 * GIB)),),
     ),
     # --- a family ---
     "a family is registered": Case(
