@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -127,14 +128,16 @@ def test_a_supernet_stage(make_spec: MakeSpec, kind: str, again: bool, precision
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize(("method", "again"), [("Full", True), ("LowRank", False)])
-def test_the_stage_of_the_teacher(make_spec: MakeSpec, kind: str, again: bool, method: str) -> None:
+def test_the_stage_of_the_teacher(
+    make_spec: MakeSpec, kind: str, again: bool, method: Literal["Full", "LowRank"]
+) -> None:
     task, make = CONFIGS[kind]
     model = model_of(make(), task)
     with Live() as live:
         train_teacher(
             model=model,
             batches=batch,
-            method=method,  # type: ignore[arg-type]
+            method=method,
             optimization=ONE_STEP,
             gradient_checkpointing=again,
         )

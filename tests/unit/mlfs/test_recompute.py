@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
@@ -45,14 +46,16 @@ def test_a_subnet_has_the_same_loss_and_gradients_to_the_bit(family: str, precis
 
 @pytest.mark.parametrize("method", ["Full", "LowRank"])
 @pytest.mark.parametrize("family", ["bert", "qwen2"])
-def test_a_teacher_learns_the_same_with_the_same_dropout(family: str, method: str) -> None:
+def test_a_teacher_learns_the_same_with_the_same_dropout(
+    family: str, method: Literal["Full", "LowRank"]
+) -> None:
     def learned(again: bool) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
         model = make_model(family, layers=2)
         history = train_teacher(
             model=model,
             batches=lambda step: make_batch(seed=step),
             optimization=Optimization(steps=2, learning_rate=1e-3),
-            method=method,  # type: ignore[arg-type]
+            method=method,
             gradient_checkpointing=again,
         )
         return history, model.state_dict()

@@ -237,6 +237,8 @@ def _hollow(model_class: Any, config: Any, options: Mapping[str, Any]) -> transf
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         register(module, name, parameter)
 
+    # PyTorch has no other way to have parameters without storage and buffers with it; accelerate's
+    # `init_empty_weights` does the same, and a member has to load where accelerate is not installed.
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         model: transformers.PreTrainedModel = model_class(config, **options)
