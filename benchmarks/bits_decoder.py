@@ -20,7 +20,6 @@ block to block. The last line of standard output is one JSON object. Results are
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,17 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from decoder12 import Cache, Texts, batches, load_decoder, load_texts, print_table, quality, report, versions
+from decoder12 import (
+    Cache,
+    Texts,
+    batches,
+    load_decoder,
+    load_texts,
+    print_result,
+    print_table,
+    quality,
+    report,
+)
 from transformers import PreTrainedModel
 
 from ireko_trainer.quant import QuantizedWeights, dequantize, importance_tiers, lim, zd
@@ -386,7 +395,7 @@ def main() -> None:
     reached = goals(rows)
     print_table("Perplexity", rows)
     print_table("Goals", reached)
-    print(json.dumps({"benchmark": "bits_decoder", "rows": rows, "goals": reached, "versions": versions()}))
+    print_result("bits_decoder", results={"rows": rows, "goals": reached}, seeds=size.seeds)
 
 
 if __name__ == "__main__":

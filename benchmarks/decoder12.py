@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,18 @@ def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     found = {module.__name__: str(module.__version__) for module in (torch, transformers)}
     return {**found, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def print_result(
+    benchmark: str,
+    *,
+    results: Mapping[str, Any],
+    seeds: Iterable[int],
+    peers: Mapping[str, str] | None = None,
+) -> None:
+    """Print the one JSON object that ends every benchmark; `peers` are versions of what it compared itself with."""
+    found = {**versions(), **(peers or {})}
+    print(json.dumps({"benchmark": benchmark, "results": results, "versions": found, "seeds": [*seeds]}))
 
 
 def batches(windows: Tensor, *, size: int = _BATCH) -> list[dict[str, Tensor]]:

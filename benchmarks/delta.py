@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoder12 import Cache, Texts, batches, load_decoder, load_texts, print_table, quality, report, versions
+from decoder12 import (
+    Cache,
+    Texts,
+    batches,
+    load_decoder,
+    load_texts,
+    print_result,
+    print_table,
+    quality,
+    report,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -430,7 +439,7 @@ def main() -> None:
     print_table("Perplexity", rows)
     print_table("Goals, as excess over the original model", reached)
     print_table("Share of the excess that the default removes, untrained", ratios(rows))
-    print(json.dumps({"benchmark": "delta", "rows": rows, "goals": reached, "versions": versions()}))
+    print_result("delta", results={"rows": rows, "goals": reached}, seeds=size.seeds)
 
 
 if __name__ == "__main__":

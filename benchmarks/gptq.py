@@ -33,10 +33,10 @@ from decoder12 import (
     load_decoder,
     load_texts,
     model_directory,
+    print_result,
     print_table,
     quality,
     report,
-    versions,
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -233,8 +233,7 @@ def main() -> None:
     rows, goals = compare(bench)
     print_table("GPTQ on decoder12", rows)
     print_table("Against llm-compressor", goals)
-    found = {**versions(), "peer": PEER}
-    print(json.dumps({"benchmark": "gptq", "rows": rows, "goals": goals, "versions": found}))
+    print_result("gptq", results={"rows": rows, "goals": goals}, seeds=[0], peers={"peer": PEER})
 
 
 if __name__ == "__main__":

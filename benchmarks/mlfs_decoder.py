@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import statistics
 import time
@@ -44,10 +43,10 @@ from decoder12 import (
     batches,
     load_decoder,
     load_texts,
+    print_result,
     print_table,
     quality,
     report,
-    versions,
 )
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -296,18 +295,12 @@ def main() -> None:
     print_table("Loss against time, the shape cut in the feed-forward part", curves)
     nested = nested_rows(bench, arguments.seeds)
     print_table("Nested against separate", nested)
-    outcome = {
-        "benchmark": "mlfs_decoder",
-        "quick": arguments.quick,
-        "seeds": arguments.seeds,
-        "teacherLoss": round(
-            bench.cache.get({"what": "teacher", "size": vars(size)}, lambda: bench.loss(bench.teacher)), 4
-        ),
-        "curves": curves,
-        "nested": nested,
-        "versions": versions(),
-    }
-    print(json.dumps(outcome))
+    loss = bench.cache.get({"what": "teacher", "size": vars(size)}, lambda: bench.loss(bench.teacher))
+    print_result(
+        "mlfs_decoder",
+        results={"teacherLoss": round(loss, 4), "curves": curves, "nested": nested},
+        seeds=arguments.seeds,
+    )
 
 
 def _fewer(texts: Texts, count: int) -> dict[str, Tensor]:
