@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,12 +56,18 @@ def outcome(registered: Registered, *, expected: Registered) -> str:
     return "duplicated" if twice or len(registered["versions"]) > len(expected["versions"]) else "lost"
 
 
+def rounds(faults: Sequence[str], *, chance: random.Random) -> Iterator[str]:
+    """All faults in a random order, again and again: a short soak has seen each of them."""
+    while True:
+        yield from chance.sample(faults, len(faults))
+
+
 class Soak:
     """Trials one after the other against what an undisturbed run came to."""
 
     def __init__(self, place: Place, *, faults: list[str], chance: random.Random) -> None:
         self._place = place
-        self._faults = faults
+        self._faults = rounds(faults, chance=chance)
         self._chance = chance
         began = time.monotonic()
         self._expected = self._run(_MODEL, fault=None, after=0)
@@ -69,7 +75,7 @@ class Soak:
 
     def trial(self, number: int) -> str:
         """One run and one fault; what became of it."""
-        fault = self._chance.choice(self._faults)
+        fault = next(self._faults)
         after = self._chance.uniform(0, self._usual_seconds)
         name = f"trial-{number}"
         print(f"{name}: {fault} after {after:.0f} s", flush=True)
