@@ -43,6 +43,7 @@ def specification() -> dict[str, Any]:
             "quantization": {"method": "RTN", "importance": "LIM", "bits": [4, 8]},
         },
         "deviceTargets": [{"name": TARGET, "constraints": {"maxSizeMiB": 0.1, "minQualityRatio": 0.8}}],
+        "evaluation": {"multipleChoice": [{"benchmark": "winogrande", "uri": "questions.jsonl"}]},
         "compute": {"workers": 0},
     }
 
@@ -82,6 +83,7 @@ def write_inputs(directory: Path) -> None:
         for _ in range(20)
     ]
     (directory / "validation.jsonl").write_text("\n".join(map(json.dumps, conversations)))
+    (directory / "questions.jsonl").write_text("\n".join(json.dumps(_question(first)) for first in range(30)))
 
 
 def _text(random_numbers: random.Random) -> str:
@@ -91,6 +93,19 @@ def _text(random_numbers: random.Random) -> str:
         mistaken = random_numbers.random() < MISTAKEN
         number = random_numbers.randrange(30) if mistaken else (number + 1) % 30
     return " ".join(words)
+
+
+def _question(first: int) -> dict[str, str]:
+    """A sentence with a gap, and two words for it, of which one goes on with the counting."""
+    words = [WORDS[(first + place) % 30] for place in range(6)]
+    wrong, answer = WORDS[(first + 15) % 30], 1 + first % 2
+    options = (words[3], wrong) if answer == 1 else (wrong, words[3])
+    return {
+        "sentence": " ".join([*words[:3], "_", *words[4:]]),
+        "option1": options[0],
+        "option2": options[1],
+        "answer": str(answer),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +130,19 @@ def test_a_decoder_becomes_a_registered_family(case: Case, ran: Ran) -> None:
     (member,) = result["members"]
 
     assert result["phase"] == "Succeeded"
-    assert set(member["metrics"]) == {"likelihood", "perplexity", "accuracy", "agreement"}
+    assert set(member["metrics"]) == {"likelihood", "perplexity", "accuracy", "agreement", "winogrande"}
     assert result["teacher"]["metrics"]["accuracy"] > 0.6
     assert member["metrics"]["likelihood"] >= 0.8 * result["teacher"]["metrics"]["likelihood"]
     assert member["metrics"]["perplexity"] == pytest.approx(1 / member["metrics"]["likelihood"])
     tags = case.client.get_model_version_by_alias(NAME, TARGET).tags
     assert tags["selected.by"] == "likelihood"
+
+
+def test_teacher_and_member_answer_questions_from_a_local_file(ran: Ran) -> None:
+    (member,) = ran.result["members"]
+
+    assert ran.result["teacher"]["metrics"]["winogrande"] > 0.9
+    assert member["metrics"]["winogrande"] > 0.8
 
 
 def test_its_member_is_a_quantized_decoder_within_the_limit(case: Case, ran: Ran) -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from ireko_trainer.data.questions import Question
 from ireko_trainer.errors import UserError
 from ireko_trainer.evaluation.harness import answer_questions, require_harness
+from ireko_trainer.quant import describe, save_quantized
 
 WORDS = ["</s>", *"abcdefghij"]
 
@@ -30,6 +38,19 @@ def model() -> LlamaForCausalLM:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=32, initializer_range=0.5, **sizes)
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def packed(model: LlamaForCausalLM, tmp_path: Path) -> PreTrainedModel:
+    """A quantized model as a run loads it, with weights that were unpacked in the first forward pass."""
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    bits = describe(model).module_bits({"model.layers.0": 4})
+    save_quantized(model=model, bits=bits, group_size=32, directory=tmp_path)
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        loaded(torch.tensor([[1, 2]]))
+    return loaded
 
 
 def log_probability(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
@@ -54,6 +75,15 @@ def share(model: Any, tokenizer: Any, questions: list[Question], *, by_length: b
             scores.append(score / len(continuation) if by_length else score)
         right.append(scores.index(max(scores)) == question.gold)
     return sum(right) / len(right)
+
+
+def test_a_packed_model_is_asked_as_it_is(packed: PreTrainedModel, tokenizer: Any) -> None:
+    pytest.importorskip("lm_eval", reason="the extra eval is not installed")
+    questions = [Question(contexts=(f"a {x} b",), continuations=("c d", "e f", x), gold=1) for x in WORDS[1:]]
+
+    found = answer_questions(model=packed, tokenizer=tokenizer, questions={"mmlu": questions}, batch_size=4)
+
+    assert found["mmlu"] == pytest.approx(share(packed, tokenizer, questions, by_length=False))
 
 
 def test_questions_are_answered_by_the_likelihood_of_their_options(model: Any, tokenizer: Any) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ireko_trainer.data.questions import Question
@@ -53,7 +54,8 @@ def answer_questions(
     evaluator, task = _module("lm_eval.evaluator"), _module("lm_eval.api.task")
     model_class = _module("lm_eval.models.huggingface").HFLM
     tasks = {name: task.ConfigurableTask(config=_config(name, asked)) for name, asked in questions.items()}
-    with _quiet():
+    # The harness ties the model's weights anew. Weights that were unpacked in inference mode allow it in no other.
+    with _quiet(), torch.inference_mode():
         asked_model = model_class(
             # It gives a tokenizer without padding token one of its own.
             pretrained=model,
