@@ -141,22 +141,31 @@ class Reason(_Word):
     SECRET_MISSING = (
         "SecretMissing",
         "ClusterReady: a Secret that the run names does not exist.",
-        "`registry.credentialsSecret`, `storage.objectStore.credentialsSecret` or the pod template names a Secret "
-        "that is absent from the run's namespace.",
-        "Create it there; the pods then start by themselves.",
+        "`registry.credentialsSecret`, `storage.objectStore.credentialsSecret` or the pod template names a Secret, or "
+        "a key of one, that is absent from the run's namespace.",
+        "Create it in the run's namespace; the pods then start by themselves.",
+    )
+    CONFIG_MAP_MISSING = (
+        "ConfigMapMissing",
+        "ClusterReady: a ConfigMap that the run names does not exist.",
+        "The pod template names a ConfigMap, or a key of one, that is absent from the run's namespace; or somebody "
+        "deleted the one that the operator made for the attempt.",
+        "Create it in the run's namespace; the pods then start by themselves.",
     )
     SERVICE_ACCOUNT_MISSING = (
         "ServiceAccountMissing",
         "ClusterReady: the run's service account does not exist.",
         "`spec.compute.serviceAccountName` names a service account that is absent from the run's namespace.",
-        "Create it there; the pods then start by themselves.",
+        "Create it in the run's namespace; the pods then start by themselves.",
     )
     STORAGE_MISSING = (
         "StorageMissing",
-        "ClusterReady: the volume that the run keeps its state on does not exist or cannot be mounted.",
+        "ClusterReady: a volume of the run, most often the one that it keeps its state on, does not exist or cannot be "
+        "mounted.",
         "`persistentVolumeClaim.claimName` names a claim that is absent from the run's namespace, is not bound, or "
-        "is in use on another node.",
-        "Create it there, as ReadWriteMany unless all pods land on one node; the pods then start by themselves.",
+        "is in use on another node; or the node cannot reach what is behind the volume. The message says which.",
+        "Mend the volume, or create the claim in the run's namespace, as ReadWriteMany unless all pods land on one "
+        "node; the pods then start by themselves.",
     )
     QUOTA_EXCEEDED = (
         "QuotaExceeded",
@@ -337,6 +346,15 @@ class Reason(_Word):
         "Registered: the MLflow server refused a version or an alias.",
         "The model's name is not allowed there, or the credentials do not suffice; the message has MLflow's words.",
         "Mend what MLflow names and run again; nothing is trained twice.",
+    )
+
+    BUNDLE_DAMAGED = (
+        "BundleDamaged",
+        "Registered: MLflow does not hold the models as the trainer handed them over.",
+        "A file of a model is missing from the artifact store, or is not the one that was uploaded: an upload was cut "
+        "off, or somebody deleted or changed it. The message names the model and the file.",
+        "Restore the file in the artifact store; the registration is tried again by itself, and nothing is registered "
+        "before. Where it cannot be restored, delete the run and apply it anew.",
     )
 
     # --- Succeeded ---

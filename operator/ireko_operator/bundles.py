@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,11 @@ from mlflow import MlflowClient
 from mlflow.entities import FileInfo
 
 from ireko_api.handoff import Family, Member
-from ireko_operator.errors import TrackingError
+from ireko_operator.errors import DamagedBundleError, TrackingError
 
 _MODEL_FILE = "MLmodel"
 _MANIFEST_FILE = "manifest.json"
 _BUNDLE = "bundle"
-
-
-class DamagedBundleError(TrackingError):
-    """The store does not hold what the trainer handed over; asking again is no use."""
-
-    def __init__(self, member: Member, what: str) -> None:
-        super().__init__(
-            f"The model of {member.target!r} in MLflow ({member.logged_model_uri}) is not what was trained: "
-            f"{what}. Restore it in the artifact store; nothing was registered for it.",
-            refused=True,
-        )
 
 
 def verify(client: MlflowClient, *, uri: str, family: Family) -> None:
@@ -62,43 +51,50 @@ def model_id(member: Member) -> str:
 def _verify(client: MlflowClient, *, uri: str, member: Member) -> None:
     identity = model_id(member)
     location = client.get_logged_model(identity).artifact_location
-    at = _bundle_path(_read(client, member, uri=uri, location=location, path=_MODEL_FILE))
+    model = _read(client, member, uri=uri, location=location, path=_MODEL_FILE)
+    at = _bundle_path(_parsed(member, _MODEL_FILE, yaml.safe_load, model))
     if at is None:
-        raise DamagedBundleError(member, f"its {_MODEL_FILE} names no {_BUNDLE}")
-    manifest = json.loads(_read(client, member, uri=uri, location=location, path=f"{at}/{_MANIFEST_FILE}"))
+        raise _damaged(member, f"its {_MODEL_FILE} names no {_BUNDLE}")
+    listed = _read(client, member, uri=uri, location=location, path=f"{at}/{_MANIFEST_FILE}")
+    manifest = _parsed(member, _MANIFEST_FILE, json.loads, listed)
     canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     found = hashlib.sha256(canonical.encode()).hexdigest()
     if found != member.bundle_sha256:
-        raise DamagedBundleError(
-            member, f"sha256 of its {_MANIFEST_FILE} is {found} instead of {member.bundle_sha256}"
-        )
+        raise _damaged(member, f"sha256 of its {_MANIFEST_FILE} is {found} instead of {member.bundle_sha256}")
     present = {file.path.removeprefix(f"{at}/"): file for file in _files(client, identity, at)}
     for name, entry in sorted(manifest["files"].items()):
         _verify_file(member, name, entry, present.get(name))
 
 
+def _parsed(member: Member, name: str, parse: Callable[[bytes], Any], content: bytes) -> Any:
+    try:
+        return parse(content)
+    except (ValueError, yaml.YAMLError) as error:
+        raise _damaged(member, f"its {name} is cut off or overwritten") from error
+
+
 def _verify_file(member: Member, name: str, entry: Mapping[str, Any], file: FileInfo | None) -> None:
     if file is None:
-        raise DamagedBundleError(member, f"{name} is missing")
+        raise _damaged(member, f"{name} is missing")
     if file.file_size is not None and file.file_size != entry["bytes"]:
-        raise DamagedBundleError(member, f"{name} has {file.file_size} bytes instead of {entry['bytes']}")
+        raise _damaged(member, f"{name} has {file.file_size} bytes instead of {entry['bytes']}")
 
 
-def _read(client: MlflowClient, member: Member, *, uri: str, location: str, path: str) -> str:
+def _read(client: MlflowClient, member: Member, *, uri: str, location: str, path: str) -> bytes:
     folder, _, name = path.rpartition("/")
     listed = client.list_logged_model_artifacts(model_id(member), folder or None)
     if all(file.path != path for file in listed):
-        raise DamagedBundleError(member, f"{name} is missing")
+        raise _damaged(member, f"{name} is missing")
     with tempfile.TemporaryDirectory(prefix="ireko-") as scratch:
         local = mlflow.artifacts.download_artifacts(
             artifact_uri=f"{location}/{path}", dst_path=scratch, tracking_uri=uri
         )
-        return Path(local).read_text(encoding="utf-8")
+        return Path(local).read_bytes()
 
 
-def _bundle_path(model_file: str) -> str | None:
+def _bundle_path(model: Any) -> str | None:
     """Where in the model the bundle lies, as its MLmodel says."""
-    flavors = (yaml.safe_load(model_file) or {}).get("flavors") or {}
+    flavors = (model if isinstance(model, dict) else {}).get("flavors") or {}
     artifacts = (flavors.get("python_function") or {}).get("artifacts") or {}
     path = (artifacts.get(_BUNDLE) or {}).get("path")
     return str(path) if path else None
@@ -110,3 +106,7 @@ def _files(client: MlflowClient, identity: str, path: str) -> Iterator[FileInfo]
             yield from _files(client, identity, entry.path)
         else:
             yield entry
+
+
+def _damaged(member: Member, what: str) -> DamagedBundleError:
+    return DamagedBundleError(target=member.target, model=member.logged_model_uri, what=what)

@@ -44,6 +44,17 @@ class TrackingError(OperatorError):
         self.refused = refused
 
 
+class DamagedBundleError(TrackingError):
+    """The artifact store does not hold what the trainer handed over; no asking helps until somebody restores it."""
+
+    def __init__(self, *, target: str, model: str, what: str) -> None:
+        super().__init__(
+            f"The model of {target!r} in MLflow ({model}) is not what was trained: {what}. Restore it in the artifact "
+            "store, and the run goes on by itself; nothing is registered before.",
+            refused=True,
+        )
+
+
 class StorageError(OperatorError):
     """A file could not be written or read."""
 

@@ -136,5 +136,5 @@ app.kubernetes.io/component: demo-mlflow
   verbs: [get, list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]
 {{- end }}

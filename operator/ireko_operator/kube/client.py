@@ -134,9 +134,12 @@ class KubeClient:
         """The object as the API server holds it now."""
         return self._call("GET", resource.path(namespace, name))
 
-    def list(self, resource: Resource, *, namespace: str, selector: str = "") -> Sequence[Body]:
-        """The objects of a namespace that carry the labels of `selector`."""
-        query = {"labelSelector": selector} if selector else {}
+    def list(
+        self, resource: Resource, *, namespace: str, selector: str = "", fields: str = ""
+    ) -> Sequence[Body]:
+        """The objects of a namespace that carry the labels of `selector` and the values of `fields`."""
+        query = {"labelSelector": selector, "fieldSelector": fields}
+        query = {name: value for name, value in query.items() if value}
         return cast("Sequence[Body]", self._call("GET", resource.path(namespace), query=query)["items"])
 
     def create(self, resource: Resource, *, namespace: str, body: Body, manager: str) -> Body:

@@ -241,7 +241,7 @@ def pod_object(body: Body) -> PodObject:
         conditions=tuple(
             condition
             for condition in _conditions(status.get("conditions"))
-            if condition.type in ("PodScheduled", "Ready")
+            if condition.type in ("PodScheduled", "PodReadyToStartContainers", "Ready")
         ),
         containers=tuple(containers),
     )

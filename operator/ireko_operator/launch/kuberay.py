@@ -1,9 +1,9 @@
 """The trainer as a KubeRay RayJob, one per attempt.
 
-Attempts are looked at in the cache and only written to the API server. Their names follow from the run and
-the number, so a start that is repeated, by this process or by the next one, finds what is there already and
-takes it over when it is this run's own. An attempt also lives as long as pods of it do: a RayJob may be gone
-while its trainer is still saving.
+Attempts are looked at in the cache and only written to the API server, which is asked for no more than what no
+watch tells. Their names follow from the run and the number, so a start that is repeated, by this process or by
+the next one, finds what is there already and takes it over when it is this run's own. An attempt also lives as
+long as pods of it do: a RayJob may be gone while its trainer is still saving.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from ireko_operator.kube.client import (
     KubeError,
     NotFoundError,
 )
-from ireko_operator.kube.keys import CONFIG_MAPS, JOBS, MANAGER, Kind, Resource
+from ireko_operator.kube.keys import CONFIG_MAPS, EVENTS, JOBS, MANAGER, Kind, Resource
 from ireko_operator.kube.objects import JobObject, PodObject, WorkloadObject
 from ireko_operator.kube.refresh import refresh
 from ireko_operator.launch import Attempt, ClusterView, Memory, Trouble, WorkloadView
+from ireko_operator.launch.hangs import Hangs
 from ireko_operator.launch.platform import Platform
 from ireko_operator.launch.rayjob import attempt_name, build_attempt
 from ireko_operator.launch.troubles import pod_troubles, refusal, trouble
@@ -50,6 +51,8 @@ class Traces:
     """uid of the head pod that the trainer of an attempt was seen running in."""
     without_job: dict[int, datetime] = field(default_factory=dict)
     """When pods of an attempt were first seen without its RayJob."""
+    hangs: Hangs = field(default_factory=Hangs)
+    """What was asked about pods that hang."""
 
 
 class NameTakenError(KubeError):
@@ -141,6 +144,25 @@ class RayJobLauncher:
         except NotFoundError:
             return
 
+    def ask_why_a_pod_hangs(self) -> None:
+        """Read the events of a pod that should have started by now, if one is due."""
+        pod = self._traces.hangs.pod_to_ask_about(self._expected_pods(), now=self._now)
+        if pod is not None:
+            events = self._client.list(
+                EVENTS, namespace=pod.meta.namespace, fields=f"regarding.uid={pod.meta.uid}"
+            )
+            self._traces.hangs.take(pod, events, now=self._now)
+
+    @property
+    def next_question_in(self) -> float | None:
+        """Seconds until `ask_why_a_pod_hangs` has something to ask; None where every pod got on."""
+        return self._traces.hangs.next_question_in(self._expected_pods(), now=self._now)
+
+    def _expected_pods(self) -> list[PodObject]:
+        """The pods of attempts that nobody stops."""
+        wanted = {job.attempt for job in self._snapshot.jobs if not job.suspend and job.meta.deleting is None}
+        return [pod for pod in self._snapshot.pods if pod.attempt in wanted]
+
     def _ensure(self, resource: Resource, wanted: Body) -> Body:
         """The object as it exists now, created if need be."""
         namespace, name = self._snapshot.run.meta.namespace, wanted["metadata"]["name"]
@@ -192,7 +214,7 @@ class RayJobLauncher:
             live_pods=sum(self._lives(pod) for pod in in_cluster),
             out_of_memory=job.attempt in self._snapshot.out_of_memory,
             head_lost=self._head_lost(job, in_cluster),
-            troubles=pod_troubles(pods, clusters),
+            troubles=pod_troubles(pods, clusters, hanging=self._traces.hangs.troubles(pods)),
             workload=workload_view(
                 item for item in self._snapshot.workloads if item.meta.owner == job.meta.uid
             ),

@@ -17,6 +17,7 @@ from ireko_operator.launch.words import sentence
 
 _WORST_FIRST = (
     Reason.SECRET_MISSING,
+    Reason.CONFIG_MAP_MISSING,
     Reason.SERVICE_ACCOUNT_MISSING,
     Reason.STORAGE_MISSING,
     Reason.QUOTA_EXCEEDED,
@@ -40,7 +41,8 @@ _NOT_STARTED = {
 _VOLUME = re.compile(
     r"persistentvolumeclaim|PersistentVolumeClaim|volume node affinity|persistent volumes?\b"
 )
-_SECRET = re.compile(r"\bsecrets? \"|in Secret ", re.I)
+_SECRET = re.compile(r"\bsecrets? \"|in Secret |non-existent secret key", re.I)
+_CONFIG_MAP = re.compile(r"\bconfigmaps? \"|in ConfigMap |non-existent config key", re.I)
 _QUOTA = re.compile(
     r"exceeded quota|failed quota|must specify (limits|requests)"
     r"|(maximum|minimum) .* usage per (Pod|Container)|limit to request ratio"
@@ -48,13 +50,19 @@ _QUOTA = re.compile(
 _SERVICE_ACCOUNT = re.compile(r"service ?account .*not found", re.I)
 
 
-def pod_troubles(pods: Sequence[PodObject], clusters: Sequence[ClusterObject]) -> tuple[Trouble, ...]:
-    """What keeps the pods of an attempt from running, worst first, each trouble once."""
+def pod_troubles(
+    pods: Sequence[PodObject], clusters: Sequence[ClusterObject], *, hanging: Sequence[Trouble] = ()
+) -> tuple[Trouble, ...]:
+    """What keeps the pods of an attempt from running, worst first, each trouble once.
+
+    `hanging` is what is known of pods that say nothing themselves.
+    """
     found: dict[Reason, Trouble] = {}
     waiting = [pod for pod in pods if pod.meta.deleting is None and not pod.ended]
     for trouble in (
         *(trouble for cluster in clusters for trouble in _of_cluster(cluster)),
         *(trouble for pod in sorted(waiting, key=lambda pod: pod.meta.name) for trouble in _of_pod(pod)),
+        *hanging,
     ):
         found.setdefault(trouble.reason, trouble)
     return tuple(sorted(found.values(), key=lambda trouble: _WORST_FIRST.index(trouble.reason)))
@@ -72,6 +80,19 @@ def refusal(message: str) -> Reason:
 def trouble(reason: Reason, what: str) -> Trouble:
     """A trouble in Kubernetes' words, with what to do about it."""
     return Trouble(reason=reason, message=f"{sentence(what).rstrip('.')}. {reason.remedy}")
+
+
+def of_mount(pod: PodObject, message: str) -> Trouble:
+    """The trouble of a pod one of whose volumes cannot be mounted, from the kubelet's sentence about it."""
+    reason = _what_is_missing(message) or Reason.STORAGE_MISSING
+    return trouble(reason, f"The pod {pod.meta.name} cannot start: {message}")
+
+
+def _what_is_missing(message: str) -> Reason | None:
+    """What a pod names that is not in its namespace, or lacks a key, by the kubelet's words."""
+    if _SECRET.search(message):
+        return Reason.SECRET_MISSING
+    return Reason.CONFIG_MAP_MISSING if _CONFIG_MAP.search(message) else None
 
 
 def _of_cluster(cluster: ClusterObject) -> Iterable[Trouble]:
@@ -97,7 +118,7 @@ def _of_container(pod: PodObject, container: ContainerObject) -> Iterable[Troubl
         why = (error.group(1) if error else message) or reason
         yield trouble(Reason.IMAGE_PULL_FAILED, f"The image {container.image} cannot be pulled: {why}")
     elif reason in _NOT_STARTED:
-        kind = Reason.SECRET_MISSING if _SECRET.search(message) else Reason.PODS_FAILING
+        kind = _what_is_missing(message) or Reason.PODS_FAILING
         yield trouble(kind, f"The pod {pod.meta.name} cannot start its container: {message or reason}")
     elif _crashed(container):
         ended = container.ended_message or container.ended_reason

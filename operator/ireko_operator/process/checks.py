@@ -23,7 +23,7 @@ _VERBS: tuple[tuple[Resource, str, tuple[str, ...]], ...] = (
     (WATCHED[Kind.CLUSTERS].resource, "", ("get", "list", "watch")),
     (WATCHED[Kind.PODS].resource, "", ("get", "list", "watch")),
     (CONFIG_MAPS, "", ("get", "create", "delete")),
-    (EVENTS, "", ("create",)),
+    (EVENTS, "", ("create", "list")),
 )
 """What the operator does where runs are. The same rights stand in the chart's roles."""
 

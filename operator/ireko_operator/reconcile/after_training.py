@@ -40,7 +40,14 @@ def registering(family: Family, *, outage: Outage | None) -> Verdict:
     )
 
 
+def unregistered(outage: Outage) -> Reason:
+    """Why the members are not registered yet."""
+    if outage.damaged:
+        return Reason.BUNDLE_DAMAGED
+    return Reason.REGISTRATION_FAILED if outage.refused else Reason.TRACKING_UNREACHABLE
+
+
 def unreachable(outage: Outage, *, registering: bool = False) -> Verdict:
     """Nobody waits for MLflow any longer."""
-    reason = Reason.REGISTRATION_FAILED if registering and outage.refused else Reason.TRACKING_UNREACHABLE
+    reason = unregistered(outage) if registering else Reason.TRACKING_UNREACHABLE
     return Verdict(phase="Failed", reason=reason, message=outage.message, done=True)

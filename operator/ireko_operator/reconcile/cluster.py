@@ -181,6 +181,7 @@ class ClusterReconciler:
             _SOON if soon else None,
             self._endings.retry_in(memory) if not scene.decision.done else None,
             self._registration(key, scene, memory),
+            scene.launcher.next_question_in,
         )
         return Pass(
             changed=changed or wrote.changed,
@@ -198,6 +199,7 @@ class ClusterReconciler:
             return None
         manifest = _manifest(snapshot.run, memory)
         launcher = self._launcher(snapshot, manifest.run, memory, now)
+        launcher.ask_why_a_pod_hangs()
         attempts = launcher.attempts()
         if self._look_for_missing(launcher, attempts, memory, previous):
             return self._look(key, memory, previous, now)

@@ -16,7 +16,7 @@ from ireko_api.handoff import Family
 from ireko_api.spec import CompressionRun
 from ireko_api.status import CompressionRunStatus
 from ireko_operator import registry, tracking
-from ireko_operator.errors import TrackingError
+from ireko_operator.errors import DamagedBundleError, TrackingError
 from ireko_operator.launch import Launcher
 from ireko_operator.reconcile.state import Observed, Outage, Registration, Stop, TrackedRun
 
@@ -99,7 +99,12 @@ def observe(
 
 def lost(outage: Outage | None, error: TrackingError, *, now: datetime) -> Outage:
     """The outage that an error makes known, or makes longer."""
-    return Outage(message=str(error), since=outage.since if outage else now, refused=error.refused)
+    return Outage(
+        message=str(error),
+        since=outage.since if outage else now,
+        refused=error.refused,
+        damaged=isinstance(error, DamagedBundleError),
+    )
 
 
 def ask_mlflow(

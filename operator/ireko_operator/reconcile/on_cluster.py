@@ -22,7 +22,7 @@ from ireko_api.reasons import ConditionType, Reason
 from ireko_api.status import CompressionRunStatus
 from ireko_operator.launch import Attempt, ClusterView
 from ireko_operator.reconcile.after_attempt import OUTAGE_RETRY, after, after_a_record, after_an_attempt
-from ireko_operator.reconcile.after_training import complete, is_registered, registering
+from ireko_operator.reconcile.after_training import complete, is_registered, registering, unregistered
 from ireko_operator.reconcile.attempt_ends import Ending
 from ireko_operator.reconcile.conditions import State, as_conditions
 from ireko_operator.reconcile.following import follow, paused
@@ -194,7 +194,7 @@ def _after_training(observed: Observed, family: Family) -> Verdict:
     # Training is over and nothing holds a cluster, so patience costs nothing.
     return replace(
         verdict,
-        reason=Reason.REGISTRATION_FAILED if outage.refused else Reason.TRACKING_UNREACHABLE,
+        reason=unregistered(outage),
         truth="False",
         requeue_after=OUTAGE_RETRY.total_seconds(),
     )

@@ -55,6 +55,8 @@ class Outage:
     since: datetime
     refused: bool = False
     """It answered and said no: waiting is no use."""
+    damaged: bool = False
+    """What it keeps of a model is not what the trainer handed over."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from ireko_operator.telemetry import API_WRITES
 
 HTTP_VERBS = {"create": "create", "apply": "patch", "patch": "patch", "delete": "delete"}
 WATCHED = {"get", "list", "watch"}
-READ = {("", "configmaps"): {"get"}}
+READ = {("", "configmaps"): {"get"}, ("events.k8s.io", "events"): {"list"}}
 """What is read without being watched."""
 OWNER_REFERENCES = {("ireko.dev", "compressionruns/finalizers"): {"update"}}
 """Asked for by an admission plugin, not by a request of its own."""

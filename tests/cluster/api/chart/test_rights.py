@@ -27,7 +27,7 @@ NEEDED = (
     ("get list watch", "pods"),
     ("get create delete", "configmaps"),
     ("get list watch", "workloads.kueue.x-k8s.io"),
-    ("create", "events.events.k8s.io"),
+    ("create list", "events.events.k8s.io"),
 )
 WITHHELD = (
     ("get list watch create update patch delete", "secrets"),
@@ -38,6 +38,7 @@ WITHHELD = (
     ("list watch patch update", "configmaps"),
     ("create patch delete", CLUSTERS),
     ("create patch delete", "workloads.kueue.x-k8s.io"),
+    ("watch update patch delete", "events.events.k8s.io"),
     ("get list", "nodes"),
     ("get list", "namespaces"),
     ("create patch", "rolebindings.rbac.authorization.k8s.io"),

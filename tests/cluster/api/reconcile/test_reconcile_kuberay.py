@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from play.world import CLUSTERS, PODS, World
 from rig.api_server import Cluster, running_api_server
 from rig.kuberay import install_kuberay_definitions
 
+CORE_EVENTS = Resource(group="", version="v1", plural="events")
 ACCOUNTS = Resource(group="", version="v1", plural="serviceaccounts")
 CRD = Path(__file__).parents[4] / "crds" / "ireko.dev_compressionruns.yaml"
 
@@ -98,6 +100,53 @@ def test_pods_that_kuberay_makes_are_seen_with_what_they_wait_for(world: World) 
     world.settle()
     assert world.reason("ClusterReady") == ("False", "StorageMissing")
     say_of_head(world, phase="Pending")
+    world.settle()
+    assert world.reason("ClusterReady") == ("Unknown", "ClusterStarting")
+
+
+def hangs(world: World) -> None:
+    """Have the scheduler find a node for the head, and the kubelet say in an event what keeps it."""
+    pod = head(world)
+    assert pod is not None
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": now}
+    say_of_head(world, phase="Pending", conditions=[bound])
+    said = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": "hangs", "namespace": world.namespace},
+        "involvedObject": {
+            "kind": "Pod",
+            **{key: pod["metadata"][key] for key in ("namespace", "name", "uid")},
+        },
+        "reason": "FailedMount",
+        "message": 'MountVolume.SetUp failed for volume "hub" : secret "hub-token" not found',
+        "type": "Warning",
+    }
+    world.hands.create(CORE_EVENTS, namespace=world.namespace, body=said, manager="kubelet")
+
+
+def test_events_are_read_of_a_pod_that_hangs_and_of_no_other(world: World) -> None:
+    world.start()
+    world.wait(lambda: head(world), seconds=60)
+    settles_at(world, "ClusterStarting")
+    hangs(world)
+    with world.requests.during() as early:
+        waits_for = world.step().requeue_after
+    assert early == []
+    assert waits_for is not None
+    assert waits_for <= 20
+    world.pass_time(30)
+    with world.requests.during() as asked:
+        world.settle()
+    (question,) = [url for method, url in asked if method == "GET"]
+    assert "/events?fieldSelector=regarding.uid" in question
+    assert world.reason("ClusterReady") == ("False", "SecretMissing")
+    assert '"hub-token"' in world.condition("ClusterReady")["message"]
+    with world.requests.during() as again:
+        world.step()
+    assert again == []
+    say_of_head(world, phase="Running")
     world.settle()
     assert world.reason("ClusterReady") == ("Unknown", "ClusterStarting")
 

@@ -107,6 +107,15 @@ def _exchange(world: World, model: str) -> None:
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
 
 
+def _cut_manifest(world: World, model: str) -> None:
+    manifest = _bundle(world, model) / "manifest.json"
+    manifest.write_text(manifest.read_text()[:20])
+
+
+def _overwrite_model_file(world: World, model: str) -> None:
+    _bundle(world, model).parents[1].joinpath("MLmodel").write_bytes(b"\xff\xfe{")
+
+
 def _bundle(world: World, model: str) -> Path:
     (found,) = world.directory.glob(f"artifacts/models/{model}/artifacts/artifacts/bundle")
     return found
@@ -118,6 +127,8 @@ def _bundle(world: World, model: str) -> Path:
         (_truncate, "has 3 bytes instead of"),
         (_lose, "checkpoint/model.safetensors is missing"),
         (_exchange, "sha256 of its manifest.json"),
+        (_cut_manifest, "its manifest.json is cut off"),
+        (_overwrite_model_file, "its MLmodel is cut off or overwritten"),
     ],
 )
 def test_a_bundle_that_is_not_what_was_trained_is_not_registered_until_it_is_mended(
@@ -125,11 +136,15 @@ def test_a_bundle_that_is_not_what_was_trained_is_not_registered_until_it_is_men
 ) -> None:
     order = ready(world)
     model = order.family.members[0].logged_model_uri.rpartition("/")[2]
-    sound = {file: file.read_bytes() for file in _bundle(world, model).rglob("*") if file.is_file()}
+    files = _bundle(world, model).parents[1].rglob("*")
+    sound = {file: file.read_bytes() for file in files if file.is_file()}
     damage(world, model)
     world.settle()
-    assert world.reason("Registered") == ("False", "RegistrationFailed")
-    assert said in world.condition("Registered")["message"]
+    assert world.reason("Registered") == ("False", "BundleDamaged")
+    message = world.condition("Registered")["message"]
+    assert said in message
+    assert order.family.members[0].logged_model_uri in message
+    assert "Restore it" in message
     with pytest.raises(MlflowException):
         MlflowClient(world.tracking_uri).get_registered_model("demo")
     for file, content in sound.items():

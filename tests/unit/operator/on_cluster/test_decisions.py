@@ -552,6 +552,19 @@ CASES = {
         about=("Registered", "False", "RegistrationFailed"),
         waits=True,
     ),
+    "a model that is damaged in the store is told and tried again": Case(
+        seen=seen(
+            attempt=succeeded(),
+            previous=status(record()),
+            family="family",
+            outage=replace(REFUSED, damaged=True),
+        ),
+        phase="Running",
+        reason="BundleDamaged",
+        does=(RegisterMembers(family="family"),),  # type: ignore[arg-type]
+        about=("Registered", "False", "BundleDamaged"),
+        waits=True,
+    ),
     "a registered family is the end": Case(
         seen=seen(attempt=succeeded(), previous=status(record()), family="family", registrations="all"),
         phase="Succeeded",
