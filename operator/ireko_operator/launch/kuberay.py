@@ -250,18 +250,22 @@ class RayJobLauncher:
 
 
 def workload_view(workloads: Iterable[WorkloadObject]) -> WorkloadView | None:
-    """Where a RayJob stands in its queue: Kueue's newest Workload of it decides."""
+    """Where a RayJob stands in its queue: Kueue's newest Workload of it decides.
+
+    A Workload that is evicted stays admitted until its pods are gone, and is no longer evicted once it has its quota
+    again.
+    """
     newest = max(workloads, key=lambda item: item.meta.version, default=None)
     if newest is None:
         return None
     true = {item.type: item for item in newest.conditions if item.status == "True"}
     if "Finished" in true:
         return WorkloadView(state="Finished", reason=true["Finished"].reason)
-    if "Admitted" in true:
-        return WorkloadView(state="Admitted", reason=true["Admitted"].reason)
     if "Evicted" in true:
         cause = true.get("Preempted", true["Evicted"])
         return WorkloadView(state="Evicted", reason=cause.reason, message=sentence(cause.message))
+    if "Admitted" in true:
+        return WorkloadView(state="Admitted", reason=true["Admitted"].reason)
     waiting = next((item for item in newest.conditions if item.type == "QuotaReserved"), None)
     if waiting is None or waiting.status == "True":
         return WorkloadView(state="Pending")

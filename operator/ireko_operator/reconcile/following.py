@@ -89,8 +89,9 @@ def queued(observed: Observed, number: int, view: ClusterView | None) -> Verdict
     if workload is None:
         said = "; Kueue has not taken it up yet."
     else:
-        said = f": {workload.message}" if workload.message else "."
-    what = f"Attempt {number} lost its place to others and waits" if evicted else f"Attempt {number} waits"
+        reason = f" ({workload.reason})" if workload.reason else ""
+        said = f"{reason}: {workload.message}" if workload.message else f"{reason}."
+    what = f"Attempt {number} lost its place and waits" if evicted else f"Attempt {number} waits"
     return Verdict(
         phase="Pending",
         reason=Reason.PREEMPTED if evicted else Reason.QUEUE_PENDING,

@@ -212,6 +212,17 @@ def test_a_pod_of_a_lost_node_is_not_waited_for_forever(seen: Seen) -> None:
             "InClusterQueue",
         ),
         ([("Evicted", "True", "PodsReadyTimeout")], "Evicted", "PodsReadyTimeout"),
+        # Between the eviction and the end of its pods.
+        ([("Admitted", "True", "Admitted"), ("Evicted", "True", "Deactivated")], "Evicted", "Deactivated"),
+        (
+            [
+                ("Evicted", "False", "QuotaReserved"),
+                ("Preempted", "False", "QuotaReserved"),
+                ("Admitted", "True", "Admitted"),
+            ],
+            "Admitted",
+            "Admitted",
+        ),
         ([("Admitted", "True", "Admitted"), ("Finished", "True", "JobFinished")], "Finished", "JobFinished"),
     ],
 )

@@ -59,7 +59,7 @@ QUOTA = Trouble(reason=Reason.QUOTA_EXCEEDED, message="The quota is used up.")
 STARTING = {"job_status": "", "deployment_status": "Initializing", "ready_pods": 0}
 SUSPENDED = {"job_status": "", "deployment_status": "Suspended", "suspended": True, "live_pods": 0}
 QUEUED = {**SUSPENDED, "deployment_status": ""}
-PENDING = WorkloadView(state="Pending", message="Waiting for quota.")
+PENDING = WorkloadView(state="Pending", reason="Pending", message="Waiting for quota.")
 EVICTED = WorkloadView(state="Evicted", reason="Preempted", message="Preempted by another.")
 ADMITTED = WorkloadView(state="Admitted")
 
@@ -918,10 +918,10 @@ def test_the_name_of_an_attempt_follows_from_the_run() -> None:
     [
         (None, "Attempt 1 waits in the queue gpus; Kueue has not taken it up yet."),
         (WorkloadView(state="Pending"), "Attempt 1 waits in the queue gpus."),
-        (PENDING, "Attempt 1 waits in the queue gpus: Waiting for quota."),
+        (PENDING, "Attempt 1 waits in the queue gpus (Pending): Waiting for quota."),
         (
             EVICTED,
-            "Attempt 1 lost its place to others and waits in the queue gpus: Preempted by another.",
+            "Attempt 1 lost its place and waits in the queue gpus (Preempted): Preempted by another.",
         ),
     ],
     ids=str,
