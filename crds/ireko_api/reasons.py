@@ -112,8 +112,8 @@ class Reason(_Word):
         "Preempted",
         "Admitted: the queue took the run's quota back.",
         "A workload with a higher priority needed it, the pods were not ready in time, or somebody stopped the queue "
-        "or deactivated the workload; the message has Kueue's own words. The attempt's pods were stopped after they had "
-        "saved their state.",
+        "or deactivated the workload; the message has Kueue's own words. The attempt's pods were stopped after they "
+        "had saved their state.",
         "Wait, or have the queue or the workload activated again: the run goes on from its last checkpoint as soon as "
         "the queue lets it through.",
     )
