@@ -56,7 +56,7 @@ ray-cluster: $(READY) ## A run on a Ray cluster of several nodes of this machine
 	@$(BIN)/python -m pytest tests/integration/run/test_run_cluster.py -q
 
 cluster-tests: $(READY)
-	@echo "==> Cluster tests: a real API server and real nodes with KubeRay (their programs are built once, about 10 minutes)"
+	@echo "==> Cluster tests: a real API server with KubeRay and Kueue, and real nodes (their programs are built once, about 13 minutes)"
 	@PYTHONPATH=tests/cluster $(BIN)/python -m rig binaries
 	@$(BIN)/python -m pytest tests/cluster/test_rig.py tests/cluster/api -q
 	@$(BIN)/python -m pytest tests/cluster/node tests/cluster/chain -q -rs

@@ -36,7 +36,7 @@ from play import trainer
 CLUSTERS = Resource(group="ray.io", version="v1", plural="rayclusters")
 PODS = Resource(group="", version="v1", plural="pods")
 QUOTAS = Resource(group="", version="v1", plural="resourcequotas")
-WATCHED = (JOBS, CLUSTERS, PODS, RUNS)
+WORKLOADS = Resource(group="kueue.x-k8s.io", version="v1beta2", plural="workloads")
 KUBERAY_FINALIZER = "ray.io/rayjob-finalizer"
 
 
@@ -134,6 +134,9 @@ class Fence:
 class World:
     """One namespace with runs in it; `restart` makes a new operator that knows nothing."""
 
+    watched: tuple[Resource, ...] = (JOBS, CLUSTERS, PODS, RUNS)
+    """The kinds that the operator hears of."""
+
     def __init__(
         self, *, api: ApiClient, hands: ApiClient, namespace: str, tracking_uri: str, directory: Path
     ) -> None:
@@ -223,7 +226,7 @@ class World:
         """Let the operator hear of everything as it is now; the runs that it is news for."""
         news: set[Key] = set()
         there: dict[tuple[str, Key], Mapping[str, Any]] = {}
-        for resource in WATCHED:
+        for resource in self.watched:
             for body in self.hands.list(resource, namespace=self.namespace):
                 key = (self.namespace, body["metadata"]["name"])
                 there[resource.plural, key] = body

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rig.binaries import HELM, KUBERAY, KUBERNETES, find_or_build
+from rig.binaries import HELM, KUBERAY, KUBERNETES, KUEUE, find_or_build
 from rig.errors import RigError
 from rig.network import MAX_NODES
 from rig.standing import CLAIM, Place, down, hold, up
@@ -28,7 +28,7 @@ def rig() -> None:
 @app.command()
 def binaries() -> None:
     """Find or build the programs of the rig, and print the folders that hold them."""
-    for module in (KUBERNETES, KUBERAY, HELM):
+    for module in (KUBERNETES, KUBERAY, KUEUE, HELM):
         print(find_or_build(module).directory)
 
 

@@ -39,6 +39,8 @@ class Module:
     programs: tuple[str, ...]
     config: str | None = None
     """A folder of manifests inside that dependency which the tests apply."""
+    config_as: str = "config"
+    """What it is called beside the programs, which may share one directory with those of another module."""
     cost: str
     """How long a cold build takes, for the person who waits."""
 
@@ -87,6 +89,15 @@ KUBERAY = Module(
     config="config",
     cost="1 to 2 minutes on 2 cores",
 )
+KUEUE = Module(
+    name="kueue",
+    packages=("sigs.k8s.io/kueue/cmd/kueue",),
+    versioned_by="sigs.k8s.io/kueue",
+    programs=("kueue",),
+    config="config/components",
+    config_as="kueue-config",
+    cost="2 to 4 minutes on 2 cores",
+)
 HELM = Module(
     name="helm",
     packages=("helm.sh/helm/v4/cmd/helm",),
@@ -112,7 +123,7 @@ class Programs:
     @property
     def config(self) -> Path:
         """The manifests that come with the programs."""
-        return self.directory / "config"
+        return self.directory / self.module.config_as
 
 
 def find_or_build(module: Module) -> Programs:
@@ -133,7 +144,7 @@ def given_programs(module: Module) -> Path | None:
     if not named:
         return None
     directory = Path(named)
-    needed = [*module.programs, *(["config"] if module.config else [])]
+    needed = [*module.programs, *([module.config_as] if module.config else [])]
     missing = [name for name in needed if not (directory / name).exists()]
     if missing:
         say(f"{ASSETS}={named} has no {', '.join(missing)}: using a build of our own for {module.name}")
@@ -153,8 +164,8 @@ def _build(module: Module, *, into: Path) -> None:
         if not (into / program).exists():
             (into / program).symlink_to(module.name)
     if module.config is not None:
-        shutil.copytree(_source_of(module, go) / module.config, into / "config")
-        _make_writable(into / "config")
+        shutil.copytree(_source_of(module, go) / module.config, into / module.config_as)
+        _make_writable(into / module.config_as)
     say(f"Built {module.name} in {time.monotonic() - started:.0f} s")
 
 
