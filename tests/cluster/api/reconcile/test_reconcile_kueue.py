@@ -12,7 +12,8 @@ import pytest
 from ireko_operator.kube.client import connect
 from ireko_operator.kube.keys import Resource
 from play import trainer
-from play.world import CLUSTERS, PODS, WORKLOADS, World
+from play.process import OperatorProcess, installed_account
+from play.world import CLUSTERS, PODS, WORKLOADS, World, manifest
 from rig.api_server import Cluster, running_api_server
 from rig.fixtures import CRD, skipping
 from rig.kuberay import running_kuberay
@@ -221,3 +222,28 @@ def test_a_run_that_a_more_urgent_one_displaces_says_so_and_goes_on_afterwards(w
     (attempt,) = world.status()["attempts"]
     assert attempt["outcome"] == "Running"
     assert "patch rayjobs" not in world.telemetry.writes
+
+
+def test_the_process_hears_of_kueue_under_the_charts_account(
+    queueing: Cluster, world: QueueingWorld, tmp_path: Path
+) -> None:
+    def admitted() -> Mapping[str, Any]:
+        conditions = world.status().get("conditions", ())
+        return next((item for item in conditions if item["type"] == "Admitted"), {})
+
+    world.queue(cpu=SMALL)
+    with installed_account(queueing, directory=tmp_path / "helm") as account:
+        operator = OperatorProcess(
+            kubeconfig=account,
+            log=tmp_path / "operator.log",
+            options=["--tracking-uri=http://127.0.0.1:9", "--no-leader-elect"],
+        )
+        try:
+            operator.wait_leading()
+            world.apply(manifest(compute=QUEUED))
+            world.wait(lambda: "insufficient quota" in admitted().get("message", ""), seconds=90)
+            world.queue(cpu=ENOUGH_FOR_ONE)
+            world.wait(lambda: admitted().get("reason") == "QuotaReserved", seconds=90)
+            assert not [line for line in operator.complaints() if "forbidden" in line.lower()]
+        finally:
+            operator.kill()
