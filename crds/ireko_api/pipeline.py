@@ -260,6 +260,11 @@ class Delta(SpecModel):
     """Blocks at the end that are left as they are."""
     recovery: DeltaRecovery | None = None
     """A short training of the factors. Without it members ship as they were factored."""
+    materialize: Boolean = False
+    """Ship each member as a plain Hugging Face checkpoint, which any runtime loads without Ireko: factors are
+    multiplied out and added to their base. It stores every matrix whole, at two bytes a weight, so it is as large as
+    the member was before it was factored, and `maxSizeMiB` is held against that. For comparisons, for further
+    training, and for runtimes that do not know factored layers; not to save space."""
 
 
 class Quantization(SpecModel):
@@ -320,6 +325,16 @@ class Pipeline(SpecModel):
             cel="has(self.mlfs) || has(self.delta) || has(self.quantization)",
             holds=lambda pipeline: any((pipeline.mlfs, pipeline.delta, pipeline.quantization)),
             field="mlfs",
+        ),
+        Rule(
+            message="a member that is multiplied out again takes as many bits as one that was never factored, and is"
+            " further from the teacher: drop materialize, drop quantization, or quantize without delta",
+            cel="!has(self.delta) || !has(self.quantization) || !has(self.delta.materialize)"
+            " || !self.delta.materialize",
+            holds=lambda pipeline: (
+                pipeline.delta is None or pipeline.quantization is None or not pipeline.delta.materialize
+            ),
+            field="delta.materialize",
         ),
     )
 

@@ -201,6 +201,20 @@ class CompressionRunSpec(SpecModel):
             holds=lambda spec: spec.teacher.task != "text-generation" or _holds_running_text(spec.data),
             field="data.train",
         ),
+        Rule(
+            message="text-generation foresees tokens, and these names of classes would mean nothing: drop labels,"
+            " or set teacher.task to text-classification",
+            cel="self.teacher.task != 'text-generation' || !has(self.data.labels)",
+            holds=lambda spec: spec.teacher.task != "text-generation" or spec.data.labels is None,
+            field="data.labels",
+        ),
+        Rule(
+            message="text-generation foresees tokens, neither a class nor a number: drop problemType, or set"
+            " teacher.task to text-classification",
+            cel="self.teacher.task != 'text-generation' || !has(self.data.problemType)",
+            holds=lambda spec: spec.teacher.task != "text-generation" or spec.data.problem_type is None,
+            field="data.problemType",
+        ),
     )
 
     seed: Annotated[Integer, Field(ge=0, le=INT32_MAX)] = 0
@@ -247,6 +261,10 @@ class CompressionRunSpec(SpecModel):
         )
         content["registry"].pop("credentialsSecret", None)
         content["pipeline"].get("mlfs", {}).pop("gradientCheckpointing", None)
+        delta = content["pipeline"].get("delta", {})
+        if not delta.get("materialize"):
+            # Runs that were made before there was this field are found again.
+            delta.pop("materialize", None)
         content["compute"] = {"workers": self.compute.workers}
         return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from safetensors import safe_open
 from tiny import NAME, MakeCase, Undisturbed, specification
+from transformers import AutoModel
 
 from ireko_trainer.serving import verify_bundle
 
@@ -75,3 +77,40 @@ def test_the_factors_were_trained_and_the_report_tells_of_them(factored: Undistu
     assert len(losses) == RECOVERY_STEPS
     assert "matrices of the blocks are factored" in report
     assert "Sharing is only nominal" in report
+
+
+def test_a_materialised_member_is_a_plain_checkpoint_of_the_size_that_the_result_says(
+    make_case: MakeCase,
+) -> None:
+    case = make_case()
+    spec = specification()
+    spec["teacher"]["task"] = "feature-extraction"
+    spec["data"] = {"train": {"uri": "train.jsonl", "maxLength": 32}}
+    spec["pipeline"] = {"delta": {"targetReduction": 0.3, "materialize": True}}
+    spec["deviceTargets"] = [{"name": TARGET, "constraints": {"maxSizeMiB": 1}}]
+    case.write_manifest(spec)
+
+    ran = case.run()
+
+    assert ran.exit_status == 0, ran.stderr + case.log_tail()
+    mlflow.set_tracking_uri(case.tracking_uri)
+    (member,) = ran.result["members"]
+    downloaded = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@{TARGET}"))
+    checkpoint = verify_bundle(downloaded / "artifacts" / TARGET).directory / "checkpoint"
+    assert not (checkpoint / "delta.json").exists()
+    plain, found = AutoModel.from_pretrained(
+        checkpoint, add_pooling_layer=False, output_loading_info=True, dtype="auto"
+    )
+    assert not any(found.values()), found
+    numbers = sum(parameter.numel() for parameter in plain.parameters())
+    assert numbers == member["parameters"]
+    size = (checkpoint / "model.safetensors").stat().st_size
+    assert 2 * numbers < size == member["sizeBytes"] < 2.1 * numbers
+    # The matrices are the products of what was factored, and no others.
+    ranks = [
+        (weight.shape, int(torch.linalg.matrix_rank(weight.float(), rtol=1e-2)))
+        for name, weight in plain.named_parameters()
+        if "layer" in name and weight.dim() == 2 and weight.shape[0] != weight.shape[1]
+    ]
+    assert any(rank < min(shape) for shape, rank in ranks), ranks
+    assert "materialize stores them whole all the same" in Path(ran.result["report"]).read_text()

@@ -299,6 +299,11 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
         "sharing Basis has no bases",
     ),
     ({"pipeline": {}}, "pipeline.mlfs", "at least one of mlfs, delta and quantization"),
+    (
+        {"pipeline.delta": {"rank": 4, "materialize": True}},
+        "pipeline.delta.materialize",
+        "a member that is multiplied out again takes as many bits",
+    ),
     ({**UNLABELLED, "teacher.task": "feature-extraction"}, f"{STAGE_0}.method", "feature-extraction without"),
     (UNLABELLED, f"{STAGE_0}.method", "text-classification fine-tunes the teacher on labels"),
     (
@@ -337,6 +342,16 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
         {**RUNNING_TEXT, "data.calibration": {"uri": "a", "textColumns": ["a", "b"]}},
         "data.train",
         "text-generation learns from running text",
+    ),
+    (
+        {**RUNNING_TEXT, "data.labels": ["a", "b"]},
+        "data.labels",
+        "text-generation foresees tokens, and these names of classes",
+    ),
+    (
+        {**RUNNING_TEXT, "data.problemType": "SingleLabel"},
+        "data.problemType",
+        "text-generation foresees tokens, neither a class nor a number",
     ),
     ({"compute.maxMemory": "1Gi"}, "compute.maxMemory", "maxMemory is what a worker's memory may grow to"),
     ({"compute.storage": {}}, "compute.storage.persistentVolumeClaim", "name exactly one place"),
@@ -391,6 +406,7 @@ def test_every_rule_is_broken_once_in_the_table_above() -> None:
         {"pipeline.quantization": {"bits": [4], "averageBits": 4}},
         {"pipeline.mlfs": None},
         {"pipeline.quantization": None},
+        {"pipeline.quantization": None, "pipeline.delta": {"rank": 4, "materialize": True}},
         {"data.labels": ["a", "b"], "data.problemType": "SingleLabel"},
         {**EMBEDDINGS, "evaluation.metric": "neighbours"},
         {**RUNNING_TEXT, "evaluation.metric": "likelihood"},

@@ -91,6 +91,18 @@ def test_the_digest_is_stable() -> None:
     assert spec.digest() == "226249dde50acc0c3b846f54a2a0201cf9095bcf3efd659283783893d9109eaf"
 
 
+def test_a_delta_that_is_not_materialized_is_the_run_that_it_was_before_it_could_be(
+    manifest_with: ManifestWith,
+) -> None:
+    digests = [
+        parse(
+            manifest_with({"pipeline.quantization": None, "pipeline.delta": {"rank": 4, **more}})
+        ).spec.digest()
+        for more in ({}, {"materialize": False}, {"materialize": True})
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def shuffled(data: Any, randomness: random.Random) -> Any:
     if isinstance(data, list):
         return [shuffled(item, randomness) for item in data]

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ireko_trainer.delta.decompositions import projection, residual_error
 from ireko_trainer.delta.factors import (
     Metric,
     Root,
@@ -16,7 +17,6 @@ from ireko_trainer.delta.factors import (
     tail_energies,
     truncate,
 )
-from ireko_trainer.delta.plan import projection, residual_error
 
 sizes = st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(0, 2**16))
 

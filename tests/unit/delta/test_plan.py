@@ -17,8 +17,8 @@ from ireko_trainer.delta import (
     plan_deltas,
     stored_numbers,
 )
+from ireko_trainer.delta.decompositions import residual_error
 from ireko_trainer.delta.moments import _drawn_log_likelihood
-from ireko_trainer.delta.plan import residual_error
 from ireko_trainer.errors import UserError
 from ireko_trainer.quant.layout import weight_matrix
 

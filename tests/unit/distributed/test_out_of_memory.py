@@ -12,7 +12,8 @@ import ray.train.torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from ireko_trainer.distributed import WorkerResources, workers
-from ireko_trainer.distributed.workers import OutOfMemoryError, WorkersLostError, run_on_workers
+from ireko_trainer.distributed.lost import OutOfMemoryError, WorkersLostError
+from ireko_trainer.distributed.workers import run_on_workers
 
 KILLED = "1 worker(s) were killed: memory on the node (IP: 10.0.0.1) was 1.90GB used / 2.00GB limit (0.95)."
 

@@ -24,6 +24,7 @@ from ireko_trainer.delta.compress import (
     materialize,
     remember_originals,
 )
+from ireko_trainer.delta.decompositions import Spread, one_by_one
 from ireko_trainer.delta.factors import Initialization, Metric, Metrics, Root, truncate
 from ireko_trainer.delta.moments import Moments, collect_moments
 from ireko_trainer.delta.plan import (
@@ -60,6 +61,7 @@ __all__ = [
     "Piece",
     "ReplacementSchedule",
     "Root",
+    "Spread",
     "apply_plan",
     "check_options",
     "collect_moments",
@@ -72,6 +74,7 @@ __all__ = [
     "make_compact",
     "materialize",
     "measured_modules",
+    "one_by_one",
     "plan_deltas",
     "refit_deltas",
     "remember_originals",

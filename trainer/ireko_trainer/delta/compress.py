@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ireko_trainer.delta.factors import (
-    Factors,
-    Metrics,
-    fit_to_rows,
-    pivot_form,
-    shared_basis,
-    truncate,
+from ireko_trainer.delta.decompositions import (
+    Spread,
+    Stack,
+    Truncation,
+    factors_of,
+    one_by_one,
+    spread_counted,
+    stack_of,
 )
+from ireko_trainer.delta.factors import Factors, Metrics, fit_to_rows, pivot_form, unweighed
 from ireko_trainer.delta.plan import DeltaPlan, Piece
 from ireko_trainer.delta.shared_layers import DeltaLinear, delta_layers, replace_layer
 from ireko_trainer.quant.layout import weight_matrix
 
 
-def apply_plan(*, model: PreTrainedModel, plan: DeltaPlan, metrics: Metrics) -> None:
+def apply_plan(
+    *,
+    model: PreTrainedModel,
+    plan: DeltaPlan,
+    metrics: Metrics,
+    spread: Spread = one_by_one,
+    on_decomposed: Callable[[int, int], None] = lambda _done, _total: None,
+) -> None:
     """Put factored layers into `model`, in place.
 
-    The layers remember what they replace until `forget_originals`: it is what they are trained to imitate.
+    The layers remember what they replace until `forget_originals`: it is what they are trained to imitate. `spread` and
+    `on_decomposed` are as in `plan_deltas`.
     """
     # All factors first: bases are read from the unchanged model.
-    found = [(piece, _factors(model, piece, metrics)) for piece in plan.pieces]
+    jobs = (_job(model, piece, metrics) for piece in plan.pieces)
+    results = spread_counted(spread, factors_of, jobs, total=len(plan.pieces), on_done=on_decomposed)
+    found = [
+        (piece, _factors(model, piece, metrics, left, right))
+        for piece, (left, right) in zip(plan.pieces, results, strict=True)
+    ]
     originals = {name: model.get_submodule(name) for piece in plan.pieces for name in piece.modules}
     bases = {piece.base: model.get_submodule(piece.base) for piece in plan.pieces if piece.base is not None}
     for piece, factors in found:
@@ -98,18 +113,35 @@ def materialize(model: PreTrainedModel) -> PreTrainedModel:
     return forgetful
 
 
-def _factors(model: PreTrainedModel, piece: Piece, metrics: Metrics) -> Factors:
+def _residuals(model: PreTrainedModel, piece: Piece) -> list[Tensor]:
+    """What the factors of a piece have to stand for, [m, n] float64 each."""
     weights = [weight_matrix(model.get_submodule(name)).detach().double() for name in piece.modules]
-    if piece.base is not None:
-        base = weight_matrix(model.get_submodule(piece.base)).detach().double()
-        weights = [weight - piece.coefficient * base for weight in weights]
+    if piece.base is None:
+        return weights
+    base = weight_matrix(model.get_submodule(piece.base)).detach().double()
+    return [weight - piece.coefficient * base for weight in weights]
+
+
+def _job(model: PreTrainedModel, piece: Piece, metrics: Metrics) -> Truncation | Stack:
+    residuals = _residuals(model, piece)
+    if len(residuals) > 1:
+        return stack_of(residuals, modules=piece.modules, metrics=metrics)
+    metric = metrics.of(piece.modules[0])
+    return Truncation(weighed=metric.weigh(residuals[0]), rank=piece.rank, scale=metric.scale)
+
+
+def _factors(
+    model: PreTrainedModel, piece: Piece, metrics: Metrics, left: Tensor | None, right: Tensor
+) -> Factors:
+    """The factors of a piece from the result of its job."""
     own = [metrics.of(name) for name in piece.modules]
-    if len(weights) == 1:
-        return truncate(weights[0], metric=own[0], rank=piece.rank)
-    basis = shared_basis(weights, metrics=own, common=metrics.common(piece.modules))
-    rows = basis.rows[: piece.rank]
+    if left is not None:
+        return unweighed(left, right, metric=own[0])
+    rows = right[: piece.rank]
+    residuals = _residuals(model, piece)
     return balanced(
-        [fit_to_rows(weight, rows, metric=metric) for weight, metric in zip(weights, own, strict=True)], rows
+        [fit_to_rows(weight, rows, metric=metric) for weight, metric in zip(residuals, own, strict=True)],
+        rows,
     )
 
 

@@ -53,10 +53,13 @@ class Metric:
 
     def weigh(self, matrix: Tensor) -> Tensor:
         """scale · A' W L, in float64."""
-        result = matrix.double() * self.scale
-        if self.outputs is not None:
-            result = self.outputs.matrix.T @ result
+        result = self.weigh_outputs(matrix)
         return result if self.inputs is None else result @ self.inputs.matrix
+
+    def weigh_outputs(self, matrix: Tensor) -> Tensor:
+        """scale · A' W, in float64."""
+        result = matrix.double() * self.scale
+        return result if self.outputs is None else self.outputs.matrix.T @ result
 
     def error(self, difference: Tensor) -> float:
         """What the error `difference` costs."""
@@ -137,12 +140,20 @@ def tail_energies(weighed: Tensor) -> Tensor:
 
 def truncate(matrix: Tensor, *, metric: Metric, rank: int) -> Factors:
     """The best U V of `rank` under the metric. Balanced: both factors carry the root of the singular values."""
-    left, values, right = torch.linalg.svd(metric.weigh(matrix), full_matrices=False)
-    root = (values[:rank] / metric.scale).sqrt()
-    return Factors(
-        left=(metric.unweigh_left(left[:, :rank] * root),),
-        right=metric.unweigh_right(root.unsqueeze(1) * right[:rank]),
-    )
+    left, right = weighed_factors(metric.weigh(matrix), rank=rank, scale=metric.scale)
+    return unweighed(left, right, metric=metric)
+
+
+def weighed_factors(weighed: Tensor, *, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """U [m, r] and V [r, n] of a weighed matrix, before the metric is taken back."""
+    left, values, right = torch.linalg.svd(weighed, full_matrices=False)
+    root = (values[:rank] / scale).sqrt()
+    return left[:, :rank] * root, root.unsqueeze(1) * right[:rank]
+
+
+def unweighed(left: Tensor, right: Tensor, *, metric: Metric) -> Factors:
+    """The factors of a matrix from those of the weighed one."""
+    return Factors(left=(metric.unweigh_left(left),), right=metric.unweigh_right(right))
 
 
 @dataclass(frozen=True, kw_only=True)

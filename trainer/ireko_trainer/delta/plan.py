@@ -10,13 +10,12 @@ are about orthogonal, and then c = 0, which is a low-rank matrix without any sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ireko_trainer.delta.allocation import (
@@ -29,13 +28,18 @@ from ireko_trainer.delta.allocation import (
     at_fixed_rank,
 )
 from ireko_trainer.delta.curves import DENSE, Storage, curve, left_dense
-from ireko_trainer.delta.factors import (
-    Initialization,
-    Metric,
-    Metrics,
-    shared_basis,
-    tail_energies,
+from ireko_trainer.delta.decompositions import (
+    Curves,
+    Pair,
+    Single,
+    Spread,
+    Stack,
+    curves_of,
+    one_by_one,
+    spread_counted,
+    stack_of,
 )
+from ireko_trainer.delta.factors import Initialization, Metrics
 from ireko_trainer.delta.moments import Moments
 from ireko_trainer.errors import UserError
 from ireko_trainer.quant import block_modules, describe
@@ -47,6 +51,9 @@ _BASES_TRIED = 4
 """Blocks whose residuals are decomposed for each block: those with the largest cosines, and the one before it."""
 _LARGEST_SET = 4
 """Of matrices that read the same input, whose splits are all tried."""
+
+_Asked = tuple[tuple[str, ...], str | None]
+"""Matrices, and the one that the first of them follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +152,31 @@ def plan_deltas(
     moments: Moments,
     options: DeltaOptions,
     field: str = "spec.pipeline.delta",
+    spread: Spread = one_by_one,
+    on_decomposed: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> DeltaPlan:
     """Choose bases, coefficients and ranks; `model` is not changed.
 
+    Args:
+        model: with float weights.
+        moments: of the layers that `measured_modules` names.
+        options: what to aim for.
+        field: what the caller calls the options, for error texts.
+        spread: what runs the decompositions; its results do not depend on it.
+        on_decomposed: told how many decompositions of how many are done; may raise to stop.
+
     Raises:
-        UserError: no such matrices, a rank above a matrix's own, or a target that cannot be reached; `field` is what
-            the caller calls the options.
+        UserError: no such matrices, a rank above a matrix's own, or a target that cannot be reached.
     """
-    return DeltaPlanner(model=model, moments=moments, options=options, field=field).plan()
+    planner = DeltaPlanner(
+        model=model,
+        moments=moments,
+        options=options,
+        field=field,
+        spread=spread,
+        on_decomposed=on_decomposed,
+    )
+    return planner.plan()
 
 
 def check_options(
@@ -256,11 +280,15 @@ class DeltaPlanner:
         moments: Moments,
         options: DeltaOptions,
         field: str = "spec.pipeline.delta",
+        spread: Spread = one_by_one,
+        on_decomposed: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
         check_options(model=model, options=options, field=field)
         metrics = Metrics(model=model, moments=moments, initialization=options.initialization)
         self._field = field
         self._options = options
+        self._spread = spread
+        self._on_decomposed = on_decomposed
         self._metrics = metrics
         self._blocks = eligible(model, options)
         layout = describe(model)
@@ -317,22 +345,54 @@ class DeltaPlanner:
             name: Form(modules=(name,), curve=left_dense(rows=m.rows, columns=m.columns))
             for name, m in self._matrices.items()
         }
-        if options.coefficients == "One" and options.sharing == "Delta":
+        fixed = self._fixed_bases()
+        pairs = {} if options.sharing == "Basis" else self._pairs(fixed)
+        follow_only = options.coefficients == "One" and options.sharing == "Delta"
+        curves = self._decompose([] if follow_only else sorted(parts), pairs)
+        if follow_only:
             # With one rank for all every follower follows; else it may also stay as it is.
             alone: Mapping[tuple[str, ...], Form] = (
                 {} if options.rank is not None else {(name,): form for name, form in dense.items()}
             )
         else:
-            alone = {part: self._alone(part) for part in sorted(parts)}
-        fixed = self._fixed_bases()
+            alone = {part: self._alone(part, curves[part, None]) for part in sorted(parts)}
         return Problem(
             rows=rows,
             alone=alone,
             dense=dense,
-            following={} if options.sharing == "Basis" else self._following(fixed),
+            following=self._following(pairs, curves),
             fixed_bases=fixed,
             dense_bases=options.rank is not None,
         )
+
+    # --- decompositions -------------------------------------------------------------------------------------
+
+    def _decompose(
+        self, parts: Sequence[tuple[str, ...]], pairs: Mapping[str, Mapping[str, Sequence[str]]]
+    ) -> dict[_Asked, Curves]:
+        """What every rank costs: of the matrices of each part together, and of each matrix behind each base."""
+        asked: list[_Asked] = [(part, None) for part in parts]
+        asked += [
+            ((name,), self._counterpart(name, block, base))
+            for block, bases in pairs.items()
+            for base, names in bases.items()
+            for name in names
+        ]
+        jobs = (self._job(modules, base) for modules, base in asked)
+        found = spread_counted(self._spread, curves_of, jobs, total=len(asked), on_done=self._on_decomposed)
+        return dict(zip(asked, found, strict=True))
+
+    def _job(self, modules: tuple[str, ...], base: str | None) -> Single | Stack | Pair:
+        metric, weight = self._metrics.of(modules[0]), self._weights[modules[0]]
+        if base is not None:
+            return Pair(
+                target=metric.weigh(weight),
+                base=metric.weigh(self._weights[base]),
+                projected=self._options.coefficients == "Auto",
+            )
+        if len(modules) == 1:
+            return Single(weighed=metric.weigh(weight))
+        return stack_of([self._weights[name] for name in modules], modules=modules, metrics=self._metrics)
 
     # --- who may share a basis ----------------------------------------------------------------------------
 
@@ -368,14 +428,9 @@ class DeltaPlanner:
             rows.append(Row(name=part[0], items=whole))
         return tuple(rows)
 
-    def _alone(self, modules: tuple[str, ...]) -> Form:
+    def _alone(self, modules: tuple[str, ...], curves: Curves) -> Form:
         matrices = [self._matrices[name] for name in modules]
-        metrics = [self._metrics.of(name) for name in modules]
-        weights = [self._weights[name] for name in modules]
-        if len(modules) == 1:
-            errors = tail_energies(metrics[0].weigh(weights[0]))
-        else:
-            errors = shared_basis(weights, metrics=metrics, common=self._metrics.common(modules)).errors
+        ((_, errors),) = curves
         return Form(
             modules=modules,
             curve=curve(
@@ -395,19 +450,32 @@ class DeltaPlanner:
             return None
         return tuple(self._blocks)[:: self._options.span]
 
-    def _following(self, fixed: tuple[str, ...] | None) -> dict[str, dict[str, dict[str, list[Form]]]]:
-        """Row -> base row -> matrix -> its forms; matrices of other shapes than the base's have none."""
+    def _pairs(self, fixed: tuple[str, ...] | None) -> dict[str, dict[str, list[str]]]:
+        """Block -> base block -> the matrices that may follow; those of other shapes than the base's may not."""
         names = list(self._blocks)
         return {
             block: {
-                base: {
-                    name: list(self._deltas(name, self._counterpart(name, block, base)))
-                    for name in self._modules_shared(block, base)
-                }
+                base: list(self._modules_shared(block, base))
                 for base in self._bases_tried(block, names if fixed is None else list(fixed))
             }
             for block in names
             if fixed is None or block not in fixed
+        }
+
+    def _following(
+        self, pairs: Mapping[str, Mapping[str, Sequence[str]]], curves: Mapping[_Asked, Curves]
+    ) -> dict[str, dict[str, dict[str, list[Form]]]]:
+        """Row -> base row -> matrix -> its forms."""
+        return {
+            block: {
+                base: {
+                    name: list(self._deltas(name, followed, curves[(name,), followed]))
+                    for name in names
+                    for followed in (self._counterpart(name, block, base),)
+                }
+                for base, names in bases.items()
+            }
+            for block, bases in pairs.items()
         }
 
     def _bases_tried(self, block: str, candidates: Sequence[str]) -> list[str]:
@@ -434,17 +502,15 @@ class DeltaPlanner:
     def _counterpart(self, name: str, block: str, base: str) -> str:
         return base + name.removeprefix(block)
 
-    def _deltas(self, name: str, base: str) -> Iterator[Form]:
-        metric, matrix = self._metrics.of(name), self._matrices[name]
-        here, there = metric.weigh(self._weights[name]), metric.weigh(self._weights[base])
-        ones = self._options.coefficients == "One"
-        for coefficient in (1.0,) if ones else (1.0, projection(here, there)):
+    def _deltas(self, name: str, base: str, curves: Curves) -> Iterator[Form]:
+        matrix = self._matrices[name]
+        for coefficient, errors in curves:
             yield Form(
                 modules=(name,),
                 base=base,
                 coefficient=coefficient,
                 curve=curve(
-                    errors=tail_energies(here - coefficient * there),
+                    errors=errors,
                     rows=matrix.rows,
                     columns=matrix.columns,
                     storage=self._options.storage,
@@ -452,17 +518,6 @@ class DeltaPlanner:
                     dense=False,
                 ),
             )
-
-
-def projection(target: Tensor, base: Tensor) -> float:
-    """c* = ⟨base, target⟩ / ‖base‖², which takes the most away from the target."""
-    norm = float(base.square().sum())
-    return float((base * target).sum()) / norm if norm > 0 else 0.0
-
-
-def residual_error(*, target: Tensor, base: Tensor, coefficient: float, metric: Metric, rank: int) -> float:
-    """Squared error of c·base + the best U V of `rank`."""
-    return float(tail_energies(metric.weigh(target - coefficient * base.to(target)))[rank])
 
 
 def _splits(modules: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], ...], ...]:

@@ -7,7 +7,6 @@ cluster and a laptop all resume the same way.
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from pathlib import Path
 
 import torch
 
+from ireko_trainer.delta import Spread, one_by_one
 from ireko_trainer.distributed.cluster import in_cluster, process_group, ray_cluster
+from ireko_trainer.distributed.lost import WorkersLostError, last_line, out_of_memory
+from ireko_trainer.distributed.tasks import RayTasks
 from ireko_trainer.distributed.world import World
-from ireko_trainer.errors import UserError
-
-_NODE_MEMORY = re.compile(r"was ([\d.]+ *[KMGT]?B used / [\d.]+ *[KMGT]?B limit)")
-"""How Ray says how full a node was, e.g. `1.90GB used / 2.00GB limit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +29,6 @@ class WorkerResources:
     gpus: float
     memory_bytes: int | None
     threads: int
-
-
-class WorkersLostError(UserError):
-    """Workers died more often than the manifest allows."""
-
-    reason = "WorkerLost"
-
-
-class OutOfMemoryError(UserError):
-    """Ray ended a part of the training because its machine or pod had hardly any memory left."""
-
-    reason = "OutOfMemory"
 
 
 Work = Callable[[str, World], None]
@@ -81,6 +67,7 @@ def run_on_workers(
                 "work": work,
                 "request_file": str(request_file),
                 "threads": resources.threads,
+                "at_once": int(workers * resources.cpus // resources.threads),
                 "log_directory": None if in_cluster() else str(storage),
             },
             torch_config=process_group(),
@@ -97,14 +84,14 @@ def run_on_workers(
         try:
             trainer.fit()
         except ray.exceptions.OutOfMemoryError as error:
-            raise OutOfMemoryError(_out_of_memory(error)) from error
+            raise out_of_memory(error) from error
         except TrainingFailedError as error:
             failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
             for failure in failures:
                 if isinstance(failure, ray.exceptions.OutOfMemoryError):
-                    raise OutOfMemoryError(_out_of_memory(failure)) from error
+                    raise out_of_memory(failure) from error
             raise WorkersLostError(
-                f"the training workers failed {max_failures + 1} times; the last time: {_last_line(error)}. "
+                f"the training workers failed {max_failures + 1} times; the last time: {last_line(error)}. "
                 "Everything up to the last checkpoint is kept: run the same command again to go on"
             ) from error
 
@@ -119,7 +106,21 @@ def _worker(config: dict[str, object]) -> None:
     context = ray.train.get_context()
     _log(config["log_directory"], rank=context.get_world_rank())
     device = ray.train.torch.get_device()
-    work(request_file, World(rank=context.get_world_rank(), size=context.get_world_size(), device=device))
+    work(
+        request_file,
+        World(
+            rank=context.get_world_rank(),
+            size=context.get_world_size(),
+            device=device,
+            spread=_spread(config["at_once"], device=device),
+        ),
+    )
+
+
+def _spread(at_once: object, *, device: torch.device) -> Spread:
+    """Tasks where more than one has room; on a GPU one process is faster than what its machines' CPUs can do."""
+    assert isinstance(at_once, int)
+    return RayTasks(at_once=at_once) if at_once > 1 and device.type == "cpu" else one_by_one
 
 
 def _log(directory: object, *, rank: int) -> None:
@@ -144,18 +145,3 @@ def _ray_resources(resources: WorkerResources) -> dict[str, float]:
 
 def _local_device(*, gpus: float) -> torch.device:
     return torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
-
-
-def _out_of_memory(error: Exception) -> str:
-    place = _NODE_MEMORY.search(str(error))
-    where = f" ({place[1]})" if place else ""
-    return (
-        f"Ray ended a part of the training because there was hardly any memory left{where}. Raise "
-        "spec.compute.head.resources.memory or resourcesPerWorker.memory, on a laptop close other programs, or lower "
-        "batchSize or maxLength. Everything up to the last checkpoint is kept"
-    )
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from ireko_trainer.delta import Spread, one_by_one
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -19,6 +21,8 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    spread: Spread = one_by_one
+    """For independent calls of a stage that one worker does alone: `map`, or what uses the others' processors."""
 
     def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its mean over the workers, in place, with one collective call."""

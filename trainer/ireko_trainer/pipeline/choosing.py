@@ -22,7 +22,14 @@ from ireko_trainer.pipeline.bits import (
     group_size,
     uniform_bits,
 )
-from ireko_trainer.pipeline.deltas import delta_key, delta_of, expected_size, factor, finished
+from ireko_trainer.pipeline.deltas import (
+    StepWatch,
+    delta_key,
+    delta_of,
+    expected_size,
+    factor,
+    finished,
+)
 from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.judging import (
     AnyJudge,
@@ -287,8 +294,8 @@ def _select_body(
         if delta_of(training) is not None:
             # Compared as they ship, but for the training of the factors.
             watch(f"factoring {shape}")
-            factor(training, model)
-            finished(model)
+            factor(training, model, stage=stage, watch=_worded(watch, f"factoring {shape}"))
+            model = finished(training, model)
         bench = _Bench(shape=shape, planner=_planner(training, model, watch), judged=judged)
         for number, limits in enumerate(targets):
             stage.check_stop(index * len(targets) + number, total, f"{shape} for {limits.target}")
@@ -301,6 +308,11 @@ def _select_body(
         "candidates": entries,
         "teacher_metrics": _exactly(training, teacher),
     }
+
+
+def _worded(watch: Watch, prefix: str) -> StepWatch:
+    """Tells a part of a step of `watch` in words alone."""
+    return lambda _done, _total, what: watch(f"{prefix}, {what}")
 
 
 def _exactly(training: Training, teacher: PreTrainedModel) -> dict[str, float]:

@@ -7,6 +7,7 @@ may differ in their last bits, and averaged gradients have to belong to one mode
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from ireko_trainer.delta import (
     DeltaPlan,
     Metrics,
     ReplacementSchedule,
+    Spread,
     apply_plan,
     check_options,
     collect_moments,
@@ -25,7 +27,9 @@ from ireko_trainer.delta import (
     expected_share,
     forget_originals,
     make_compact,
+    materialize,
     measured_modules,
+    one_by_one,
     plan_deltas,
     refit_deltas,
     remember_originals,
@@ -33,19 +37,33 @@ from ireko_trainer.delta import (
 )
 from ireko_trainer.mlfs import Optimization
 from ireko_trainer.pipeline.bits import answer_kind
-from ireko_trainer.pipeline.checkpoints import load_state, save_factored, training_hooks, weights_sha256
+from ireko_trainer.pipeline.checkpoints import (
+    load_state,
+    save_factored,
+    save_model,
+    training_hooks,
+    weights_sha256,
+)
 from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.judging import sample_batches
 from ireko_trainer.pipeline.stage import Part, StageAtWork
 from ireko_trainer.pipeline.store import FinishedStage, content_key
 from ireko_trainer.pipeline.training import Training, stage_seed
-from ireko_trainer.quant import Batch, Kind, Layout, QuantizedWeights, stored_size
+from ireko_trainer.quant import Batch, Kind, Layout, QuantizedWeights, describe, stored_size
 
 _FIELD = "spec.pipeline.delta"
 DELTA_ROWS = 8
 """Texts at once in a backward pass over all matrices."""
 _PACKED_RANKS = 32
 """Ranks are multiples of the smallest group of weights that shares a scale, where factors are quantized."""
+_WORTH_SPREADING = 10**10
+"""Multiplications m·n·min(m, n) of one decomposition of every matrix, below which other processes have hardly started
+when this one is done."""
+_PLANNING = 9
+"""Tenths of the work of factoring that choosing ranks is: it decomposes each matrix in many ways, and then in one."""
+
+StepWatch = Callable[[int, int, str], None]
+"""Told how many parts of how many are done, and of what; raises to stop."""
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +76,13 @@ def delta_of(training: Training) -> Delta | None:
 def delta_key(training: Training) -> dict[str, Any]:
     """What a stage depends on that factors models; nothing where none are."""
     delta = delta_of(training)
-    return {} if delta is None else {"delta": delta.model_dump(exclude={"recovery"})}
+    if delta is None:
+        return {}
+    return {"delta": delta.model_dump(exclude={"recovery", "materialize"}), **_plain_key(delta)}
+
+
+def _plain_key(delta: Delta) -> dict[str, Any]:
+    return {"materialize": True} if delta.materialize else {}
 
 
 def delta_options(training: Training) -> DeltaOptions:
@@ -90,12 +114,13 @@ def expected_size(
 ) -> int:
     """Bytes of the weight file of a member before it is factored, by arithmetic; `model` may be hollow."""
     size = stored_size(layout, bits=bits, group_size=group_size)
-    if delta_of(training) is None:
+    delta = delta_of(training)
+    if delta is None or delta.materialize:
         return size.total
     return size.total - int(size.blocks * (1 - expected_share(model=model, options=delta_options(training))))
 
 
-def factor(training: Training, model: PreTrainedModel) -> DeltaPlan:
+def factor(training: Training, model: PreTrainedModel, *, stage: StageAtWork, watch: StepWatch) -> DeltaPlan:
     """Factor `model` in place, on the calibration data."""
     options = delta_options(training)
     check_options(model=model, options=options, field=_FIELD)
@@ -107,18 +132,43 @@ def factor(training: Training, model: PreTrainedModel) -> DeltaPlan:
         kind=_kind(training) if curved else None,
         seed=stage_seed(training, "delta"),
     )
-    plan = plan_deltas(model=model, moments=moments, options=options, field=_FIELD)
+    spread = _spread(stage, model)
+    plan = plan_deltas(
+        model=model,
+        moments=moments,
+        options=options,
+        field=_FIELD,
+        spread=spread,
+        on_decomposed=lambda done, total: watch(
+            _PLANNING * done, 10 * total, f"{done} of {total} decompositions"
+        ),
+    )
     apply_plan(
         model=model,
         plan=plan,
         metrics=Metrics(model=model, moments=moments, initialization=options.initialization),
+        spread=spread,
+        on_decomposed=lambda done, total: watch(
+            _PLANNING * total + (10 - _PLANNING) * done, 10 * total, f"{done} of {total} factors"
+        ),
     )
     return plan
 
 
-def finished(model: PreTrainedModel) -> PreTrainedModel:
-    """The factored model as it ships."""
+def _spread(stage: StageAtWork, model: PreTrainedModel) -> Spread:
+    """What runs the decompositions of a model: other processes too where that is worth their start."""
+    matrices = [matrix for found in describe(model).blocks.values() for matrix in found]
+    work = sum(m.weights * min(m.rows, m.columns) for m in matrices)
+    return stage.world.spread if work >= _WORTH_SPREADING else one_by_one
+
+
+def finished(training: Training, model: PreTrainedModel) -> PreTrainedModel:
+    """The factored model as it ships, factored or multiplied out; `model` is used up."""
+    delta = delta_of(training)
+    assert delta is not None
     forget_originals(model)
+    if delta.materialize:
+        return materialize(model)
     make_compact(model)
     return model
 
@@ -171,6 +221,7 @@ def delta_stages(
             member=member.record["sha256"],
             train=training.inputs.train.digest,
             recovery=delta.recovery.model_dump(exclude={"checkpoint_seconds"}),
+            **_plain_key(delta),
             seed=training.request.spec.seed,
             precision=str(training.precision),
         ),
@@ -181,16 +232,16 @@ def delta_stages(
 
 
 def _factor_body(training: Training, member: FinishedStage, stage: StageAtWork) -> Json:
-    stage.check_stop(0, 1, "factoring")
+    stage.check_stop(0, 1, "measuring moments")
     delta = delta_of(training)
     assert delta is not None
     model = training.load(member.output("checkpoint"))
-    plan = factor(training, model)
+    plan = factor(training, model, stage=stage, watch=stage.check_stop)
     warning = plan.warning() if delta.sharing == "Delta" else None
     if warning is not None:
         log.warning("spec.pipeline.delta: %s", warning)
     if delta.recovery is None:
-        finished(model)
+        model = finished(training, model)
     return {**_saved(training, model, stage), "delta": {**_summary(plan), "warning": warning}}
 
 
@@ -222,12 +273,13 @@ def _train_body(
     )
     if not stage.writes:
         return {}
-    return {**_saved(training, finished(model), stage), "delta": factored.record["delta"]}
+    return {**_saved(training, finished(training, model), stage), "delta": factored.record["delta"]}
 
 
 def _saved(training: Training, model: PreTrainedModel, stage: StageAtWork) -> Json:
     checkpoint = stage.directory / "checkpoint"
-    save_factored(model, checkpoint, tokenizer=training.inputs.teacher.tokenizer)
+    save = save_factored if delta_layers(model) else save_model
+    save(model, checkpoint, tokenizer=training.inputs.teacher.tokenizer)
     return {
         "sha256": weights_sha256(checkpoint),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

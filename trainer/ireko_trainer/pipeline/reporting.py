@@ -61,7 +61,7 @@ def report_content(
             if (points := curves(journal.parent))
         ),
         importance=tuple(_importance(quantized)),
-        notes=tuple(_delta_notes(trained)),
+        notes=tuple(_delta_notes(request, trained)),
         lineage=tuple(_lineage(request, family, data_digests)),
         tracking_uri=redacted(request.tracking_uri),
         task=request.spec.teacher.task,
@@ -154,7 +154,9 @@ def _matrix_bits(record: Mapping[str, Any]) -> Iterator[MatrixBits]:
             yield MatrixBits(block=place, matrix=module.rpartition(".")[2], bits=bits)
 
 
-def _delta_notes(trained: Trained) -> Iterator[str]:
+def _delta_notes(request: RunRequest, trained: Trained) -> Iterator[str]:
+    wanted = request.spec.pipeline.delta
+    whole = wanted is not None and wanted.materialize
     for target, member in trained.members.items():
         if "delta" not in member:
             continue
@@ -162,6 +164,7 @@ def _delta_notes(trained: Trained) -> Iterator[str]:
         note = (
             f"{target}: {delta['factored']} matrices of the blocks are factored, {delta['following']} of them added to "
             f"a shared base; that saves {delta['reduction']:.1%} of the weights in the blocks"
+            + (", and materialize stores them whole all the same" if whole else "")
         )
         yield f"{note}. S{delta['warning'][1:]}." if delta["warning"] else f"{note}."
 

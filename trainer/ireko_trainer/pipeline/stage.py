@@ -154,7 +154,8 @@ class StageRunner:
         interrupted: InterruptedRunError | None = None
         if self._world.rank == 0:
             try:
-                self._work(World(device=self._world.device), name=name, key=key, body=body, part=part)
+                alone = World(device=self._world.device, spread=self._world.spread)
+                self._work(alone, name=name, key=key, body=body, part=part)
             except InterruptedRunError as error:
                 interrupted = error
         if self._world.any(interrupted is not None):
