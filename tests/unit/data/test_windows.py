@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ireko_api.spec import DataSource
-from ireko_trainer.data import EncodedDataset, load_data
+from ireko_trainer.data import EncodedDataset, load_data, load_split
 from ireko_trainer.errors import UserError
 
 WORDS = ["<s>", "</s>", "<unk>", "user", "bot", *"abcdefgh"]
@@ -119,3 +119,70 @@ def test_text_shorter_than_a_window_is_refused_with_what_would_do(load: Load) ->
 def test_windows_longer_than_the_teacher_reads_are_refused(load: Load) -> None:
     with pytest.raises(UserError, match=r"calibration\.maxLength: 65 is more than the 64 tokens"):
         load("a b\n", max_length=65)
+
+
+# --- the held-out part -------------------------------------------------------------------------------------
+
+Split = Callable[..., tuple[EncodedDataset, EncodedDataset]]
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    def split_source(content: str, *, percent: float = 10, seed: int = 0, **source: Any) -> Any:
+        (tmp_path / "text.txt").write_text(content)
+        return load_split(
+            source=DataSource(**{"uri": "text.txt", "max_length": 4, **source}),
+            base_dir=tmp_path,
+            tokenizer=make_tokenizer(bos_token=None, eos_token=None),
+            task="text-generation",
+            labels=None,
+            field="spec.data.train",
+            percent=percent,
+            seed=seed,
+        )
+
+    return split_source
+
+
+def tokens_of(data: EncodedDataset) -> set[int]:
+    return {token for row in data.input_ids for token in row}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("percent", [10, 30, 50])
+def test_no_document_is_on_both_sides_of_a_split(split: Split, percent: float, seed: int) -> None:
+    # Every document has a letter of its own, and windows go across documents.
+    lengths = dict(zip("abcdefgh", (5, 9, 30, 7, 14, 3, 11, 21), strict=True))
+    rest, holdout = split(
+        "".join(f"{letter} " * count + "\n" for letter, count in lengths.items()), percent=percent, seed=seed
+    )
+    assert len(rest)
+    assert len(holdout)
+    assert not tokens_of(rest) & tokens_of(holdout)
+    whole = tokens_of(rest) | tokens_of(holdout)
+    assert whole <= set(ids(" ".join(lengths)))
+
+
+def test_the_held_out_share_is_of_tokens_and_the_same_for_a_seed(split: Split) -> None:
+    content = "a b c d\n" * 50
+    rest, holdout = split(content, percent=20)
+    assert (len(rest), len(holdout)) == (40, 10)
+    mixed = "".join(f"{letter} " * 8 + "\n" for letter in "abcdefgh" * 4)
+    digests = [tuple(part.digest for part in split(mixed, seed=seed)) for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_document_that_is_most_of_the_text_is_not_held_out(split: Split, seed: int) -> None:
+    rest, holdout = split("a " * 400 + "\n" + "b c d e\n" * 25, seed=seed)
+    assert ids("a")[0] in tokens_of(rest)
+    assert 40 <= 4 * len(holdout) <= 60
+
+
+def test_a_single_document_cannot_be_parted(split: Split) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^spec\.data\.holdoutPercent: 10 % cannot be set aside from the 1 document\(s\) of text\.txt, .*"
+        r"give spec\.data\.validation",
+    ):
+        split("a b c d e f g h " * 20)

@@ -16,7 +16,9 @@ from transformers import AutoConfig, PretrainedConfig
 from ireko_api.spec import CompressionRunSpec
 from ireko_trainer.memory import AtOnce
 
-AT_ONCE = AtOnce(order_rows=32, delta_rows=8, batch_tokens=8192, sample_rows=256, sample_tokens=32768)
+AT_ONCE = AtOnce(
+    order_rows=32, delta_rows=8, batch_tokens=8192, sample_rows=256, sample_tokens=32768, baselines=4
+)
 
 MakeSpec = Callable[..., CompressionRunSpec]
 

@@ -52,7 +52,8 @@ def load(directory: Path, *, family: str, pipeline: dict[str, Any]) -> Inputs:
 
 def test_running_text_is_split_calibrated_on_and_judged_by_likelihood(tmp_path: Path) -> None:
     inputs = load(tmp_path, family="llama", pipeline=NESTED | QUANTIZED)
-    assert (len(inputs.train), len(inputs.validation)) == (23, 2)
+    # Five of fifty documents, of five tokens each, are held out whole.
+    assert (len(inputs.train), len(inputs.validation)) == (22, 2)
     assert inputs.calibration is inputs.train
     assert inputs.metric == "likelihood"
     assert not inputs.questions
@@ -61,6 +62,13 @@ def test_running_text_is_split_calibrated_on_and_judged_by_likelihood(tmp_path: 
 def test_a_family_that_no_file_can_hold_in_few_bits_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"GPT2LMHeadModel: .*Conv1D; leave spec\.pipeline\.quantization out"):
         load(tmp_path, family="gpt2", pipeline=NESTED | QUANTIZED)
+
+
+def test_groups_that_do_not_divide_the_teachers_rows_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"groupSize: 128 does not divide .*q_proj, which hold 32 .*\[4, 8, 16, 32\]"
+    ):
+        load(tmp_path, family="llama", pipeline={"quantization": {"groupSize": 128}})
 
 
 def test_the_same_family_may_be_nested(tmp_path: Path) -> None:

@@ -22,7 +22,12 @@ from ireko_trainer.pipeline.memory import MemoryCheck
 MIB = 2**20
 
 
-def spec_with(*, task: str = "text-generation", compute: dict[str, Any] | None = None) -> CompressionRunSpec:
+def spec_with(
+    *,
+    task: str = "text-generation",
+    compute: dict[str, Any] | None = None,
+    pipeline: dict[str, Any] | None = None,
+) -> CompressionRunSpec:
     train: dict[str, Any] = {"uri": "train.jsonl", "maxLength": 64}
     if task != "text-generation":
         train["labelColumn"] = "label"
@@ -30,7 +35,7 @@ def spec_with(*, task: str = "text-generation", compute: dict[str, Any] | None =
         {
             "teacher": {"model": "teacher", "task": task},
             "data": {"train": train},
-            "pipeline": {"mlfs": {}, "quantization": {}},
+            "pipeline": pipeline or {"mlfs": {}, "quantization": {}},
             "deviceTargets": [{"name": "gateway", "constraints": {"maxSizeMiB": 4000}}],
             "compute": compute or {},
         }
@@ -127,6 +132,31 @@ def test_memory_that_the_manifest_names_is_a_limit_on_a_laptop_too(monkeypatch: 
     of_driver = MemoryCheck.of_driver(spec_with(compute={"resourcesPerWorker": {"memory": "3Gi"}}))
     assert of_driver.rooms["worker"].bytes == (3072 - 500) * MIB
     assert of_driver.rooms["trainer"].bytes == 8000 * MIB
+
+
+@pytest.mark.parametrize(
+    ("recovery", "rooms"),
+    [(None, {"trainer", "worker"}), ({"steps": 5}, {"trainer"})],
+    ids=["alone", "trained"],
+)
+def test_factoring_is_done_on_gpus_where_the_factors_are_trained_there(
+    recovery: dict[str, int] | None, rooms: set[str]
+) -> None:
+    """Without training steps there are no workers, and the trainer's own process has no GPU."""
+    delta = {"targetReduction": 0.2, "recovery": recovery}
+    gpus = {"resourcesPerWorker": {"gpu": 1}}
+    of_driver = MemoryCheck.of_driver(spec_with(compute=gpus, pipeline={"delta": delta}))
+    assert set(of_driver.rooms) == rooms
+    assert of_driver.on_gpu == (recovery is not None)
+
+
+def test_what_only_factors_is_refused_in_the_trainers_own_process() -> None:
+    spec = spec_with(pipeline={"delta": {"targetReduction": 0.2}})
+    with pytest.raises(UserError, match=r"stage select needs .* in the trainer's own process") as raised:
+        check(spec, worker=10**5, trainer=10**6).before_weights(seven_billion())
+    said = str(raised.value)
+    assert "their roots, both ways (" in said
+    assert "spec.pipeline.delta.initialization: Whitened (then " in said
 
 
 def test_a_driver_leaves_gpus_to_the_workers() -> None:

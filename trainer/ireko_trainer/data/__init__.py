@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ireko_trainer.data.encoded import Batch, EncodedDataset, split_holdout
 from ireko_trainer.data.labels import LabelSpace, label_space
-from ireko_trainer.data.load import load_data
+from ireko_trainer.data.load import load_data, load_split
 from ireko_trainer.data.order import BatchOrder, evaluation_batches
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "evaluation_batches",
     "label_space",
     "load_data",
+    "load_split",
     "split_holdout",
 ]

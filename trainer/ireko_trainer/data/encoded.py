@@ -136,9 +136,9 @@ def split_holdout(
         )
     count = min(max(round(examples * percent / 100), 1), examples - 1)
     chosen = np.zeros(examples, dtype=bool)
-    chosen[np.random.default_rng([seed, _HOLDOUT_STREAM]).permutation(examples)[:count]] = True
+    chosen[np.random.default_rng([seed, HOLDOUT_STREAM]).permutation(examples)[:count]] = True
     mask = np.repeat(chosen, width)
     return data.subset(np.flatnonzero(~mask).tolist()), data.subset(np.flatnonzero(mask).tolist())
 
 
-_HOLDOUT_STREAM = 0x686F6C64  # "hold": keeps this draw independent of the batch order under the same seed
+HOLDOUT_STREAM = 0x686F6C64  # "hold": keeps this draw independent of the batch order under the same seed

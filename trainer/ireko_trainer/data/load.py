@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ireko_api.spec import DataSource
-from ireko_trainer.data.encoded import EncodedDataset, compact
+from ireko_trainer.data.encoded import EncodedDataset, compact, split_holdout
 from ireko_trainer.data.labels import LabelSpace, encode_labels
 from ireko_trainer.data.table import TextTable, read_table
-from ireko_trainer.data.windows import load_windows
+from ireko_trainer.data.windows import load_split_windows, load_windows
 from ireko_trainer.errors import UserError
 
 _CHUNK = 2048
@@ -75,6 +75,36 @@ def load_data(
         pad_token_id=tokenizer.pad_token_id,
         pairs=separate,
     )
+
+
+def load_split(
+    *,
+    source: DataSource,
+    base_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    labels: LabelSpace | None,
+    field: str,
+    percent: float,
+    seed: int,
+) -> tuple[EncodedDataset, EncodedDataset]:
+    """Read one data source and set `percent` of it aside: `(rest, holdout)`; of running text by whole documents.
+
+    The other arguments and errors are those of `load_data`.
+    """
+    if task == "text-generation":
+        return load_split_windows(
+            source=source,
+            base_dir=base_dir,
+            tokenizer=tokenizer,
+            field=field,
+            percent=percent,
+            seed=seed,
+        )
+    data = load_data(
+        source=source, base_dir=base_dir, tokenizer=tokenizer, task=task, labels=labels, field=field
+    )
+    return split_holdout(data=data, percent=percent, seed=seed)
 
 
 def _require_usable(*, source: DataSource, tokenizer: PreTrainedTokenizerBase, task: str, field: str) -> None:

@@ -11,7 +11,8 @@ from transformers import PretrainedConfig
 
 from ireko_api.spec import CompressionRunSpec
 from ireko_trainer.memory.dry import Kept, Pass
-from ireko_trainer.memory.stages import AtOnce, Texts, estimate
+from ireko_trainer.memory.parts import AtOnce, Texts
+from ireko_trainer.memory.stages import estimate
 from ireko_trainer.memory.terms import Stage, size
 
 
@@ -53,6 +54,7 @@ def remedies(run: Run, stage: Stage) -> list[str]:
 
 def _changes(run: Run) -> Iterator[tuple[str, Run]]:
     yield from _in_training(run)
+    yield from _in_deltas(run)
     yield from _in_quantization(run)
     half = Texts(
         train=max(1, run.texts.train // 2),
@@ -86,6 +88,21 @@ def _in_training(run: Run) -> Iterator[tuple[str, Run]]:
         yield f"{field}.batchSize: {fewer}", _with(run, "pipeline.mlfs.batch_size", fewer)
     if mlfs.recovery is not None:
         yield f"no {field}.recovery", _with(run, "pipeline.mlfs.recovery", None)
+
+
+def _in_deltas(run: Run) -> Iterator[tuple[str, Run]]:
+    delta = run.spec.pipeline.delta
+    if delta is None:
+        return
+    field = "spec.pipeline.delta"
+    if delta.initialization == "Curvature":
+        changed = _with(run, "pipeline.delta.initialization", "Whitened")
+        yield f"{field}.initialization: Whitened", changed
+    if delta.modules == "All":
+        yield f"{field}.modules: Attention", _with(run, "pipeline.delta.modules", "Attention")
+    if delta.recovery is not None and delta.recovery.batch_size > 1:
+        fewer = delta.recovery.batch_size // 2
+        yield f"{field}.recovery.batchSize: {fewer}", _with(run, "pipeline.delta.recovery.batch_size", fewer)
 
 
 def _in_quantization(run: Run) -> Iterator[tuple[str, Run]]:

@@ -10,65 +10,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from transformers import PretrainedConfig
 
-from ireko_api.spec import CompressionRunSpec, Delta, DeltaRecovery, Mlfs
+from ireko_api.spec import CompressionRunSpec, Mlfs
 from ireko_trainer.evaluation.language import TOKENS_AT_ONCE
-from ireko_trainer.memory.dry import Kept, Pass, kept_bytes
-from ireko_trainer.memory.skeletons import Sizes, sizes_of
+from ireko_trainer.memory.deltas import DeltaParts
+from ireko_trainer.memory.dry import Kept, Pass
+from ireko_trainer.memory.parts import COPIES_IMITATING, COPIES_LEARNING, FLOAT, AtOnce, Texts, total
 from ireko_trainer.memory.terms import Process, Stage, Term, size
-
-FLOAT = 4
-_ADAM = 2 * FLOAT
-"""Bytes that AdamW keeps for every number that it trains."""
+from ireko_trainer.quant.probe import TOKENS_AT_ONCE as COMPARED_AT_ONCE
 
 # Copies of the logits of all tokens, in float32, while a step is at its peak: seen in the trainer's own steps and
 # held against them in tests/unit/memory.
-_COPIES_LEARNING = 4.2
-_COPIES_IMITATING = 8.5
 _COPIES_IMPORTANCE = 6.2
 _COPIES_JUDGING = 3.0
-_COPIES_OF_A_PAIR = 1.5
-"""More, where the head has a low-rank pair, whose answers are added to its own."""
+_COPIES_COMPARING = 3.5
 _FEATURE_COPIES = 6
 """Of the projected hidden states: the teacher's, the subnet's, and what their comparison keeps."""
 
 
+_MEASURED = ("Sensitivity", "Search", "Interaction")
+"""Ways to choose bits that compare answers."""
 _PER_MOMENT = 56
 """Bytes for each of the squared columns of a matrix while GPTQ solves it: second moments in float32, their order and
 their damping, a factorisation and an inverse in float64."""
-_PER_KEPT_MOMENT = 16
-"""Bytes where moments are only kept: float64, the sum and the matrix that is read off it."""
 _PER_WEIGHT = 32
 """Bytes for each weight that GPTQ solves at once: weights, codes, scales and errors in float32, twice over."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """Tokens of the longest text of each split."""
-
-    train: int
-    validation: int
-    calibration: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtOnce:
-    """How many calibration texts are looked at together, at most."""
-
-    order_rows: int
-    """While units are put in order."""
-    delta_rows: int
-    """While the gradients of all matrices are measured."""
-    batch_tokens: int
-    """In a batch of either, with padding."""
-    sample_rows: int
-    """In all batches, which quantization takes from block to block together."""
-    sample_tokens: int
-    """In all batches, with padding."""
 
 
 def estimate(
@@ -105,15 +74,7 @@ def estimate(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Arithmetic:
-    spec: CompressionRunSpec
-    config: PretrainedConfig
-    texts: Texts
-    precision: torch.dtype
-    at_once: AtOnce
-    on_gpu: bool
-    passes: dict[Pass, Kept]
-
+class _Arithmetic(DeltaParts):
     def stages(self) -> Iterator[Stage]:
         mlfs = self.spec.pipeline.mlfs
         yield self._stage("teacher", "worker", self._teacher(mlfs))
@@ -132,7 +93,7 @@ class _Arithmetic:
             yield self._stage("factor", "worker", self._factor(delta))
             if delta.recovery is not None:
                 yield self._stage("delta", "worker", self._delta(delta, delta.recovery))
-        if quantization is not None and quantization.method != "RTN":
+        if quantization is not None and (quantization.method != "RTN" or delta is not None):
             yield self._stage("quantize", "trainer", self._solve())
         yield self._stage("ship", "trainer", self._ship())
 
@@ -155,7 +116,7 @@ class _Arithmetic:
             weights,
             *self._optimized("weights" if full else "low-rank pairs", trained, own=not full),
             *self._activations(mlfs, rank=None if full else mlfs.rank, dropout=True),
-            *self._logits(self._train_rows(mlfs) * self.texts.train, copies=_COPIES_LEARNING, pair=not full),
+            *self._logits(self._train_rows(mlfs) * self.texts.train, copies=COPIES_LEARNING, pair=not full),
         ]
 
     def _order(self, mlfs: Mlfs) -> list[Term]:
@@ -201,24 +162,7 @@ class _Arithmetic:
             *self._optimized("low-rank pairs", self._pair(mlfs), own=True),
             *self._activations(mlfs, rank=mlfs.rank),
             *self._features(mlfs, tokens),
-            *self._logits(tokens, copies=_COPIES_IMITATING, pair=True),
-        ]
-
-    def _optimized(self, what: str, numbers: int, *, own: bool) -> list[Term]:
-        """Gradients and AdamW's two means; the numbers themselves where they are not weights of the model already."""
-        each = FLOAT + _ADAM + (FLOAT if own else 0) + (FLOAT if self._workers > 1 else 0)
-        parts = [
-            *(["numbers"] if own else []),
-            "gradients",
-            "2 × AdamW",
-            *(["their mean over the workers"] if self._workers > 1 else []),
-        ]
-        return [
-            Term(
-                what=f"{what} in training",
-                how=f"{numbers:,} × {each} bytes ({', '.join(parts)})",
-                bytes=numbers * each,
-            )
+            *self._logits(tokens, copies=COPIES_IMITATING, pair=True),
         ]
 
     def _activations(self, mlfs: Mlfs, *, rank: int | None, dropout: bool = False) -> list[Term]:
@@ -238,15 +182,6 @@ class _Arithmetic:
             )
         ]
 
-    def _kept_term(self, kept: Kept, rows: int, length: int) -> Term:
-        layers = self._sizes.layers
-        return Term(
-            what="activations",
-            how=f"{layers} layers and once more for the one at work × {size(kept.per_layer)} for {rows} × {length:,} "
-            f"tokens + {size(kept.elsewhere)} elsewhere",
-            bytes=(layers + 1) * kept.per_layer + kept.elsewhere,
-        )
-
     def _features(self, mlfs: Mlfs, tokens: int) -> list[Term]:
         if mlfs.distillation.beta == 0:
             return []
@@ -262,89 +197,65 @@ class _Arithmetic:
 
     # --- deltas ---------------------------------------------------------------------------------------------
 
-    def _factor(self, delta: Delta) -> list[Term]:
-        """Second moments of all matrices are there at once, in float64, while ranks are traded."""
-        rows = max(1, min(self.at_once.delta_rows, self.at_once.batch_tokens // self.texts.calibration))
-        kept = self._kept(Pass(rows=rows, length=self.texts.calibration, precision=torch.float32, rank=1))
-        curved = delta.initialization == "Curvature"
-        return [
-            self._member("weights of a member"),
-            *([] if delta.initialization == "Plain" else self._moments(delta)),
-            Term(
-                what="calibration texts between two layers",
-                how=f"{self._sampled_tokens:,} tokens × {2 * self._sizes.hidden:,} × {FLOAT} bytes",
-                bytes=self._sampled_tokens * 2 * self._sizes.hidden * FLOAT,
-            ),
-            *([self._kept_term(kept, rows, self.texts.calibration)] if curved else []),
-            *(self._logits(rows * self.texts.calibration, copies=_COPIES_LEARNING) if curved else []),
-        ]
-
-    def _moments(self, delta: Delta) -> list[Term]:
-        layers = max(0, self._sizes.layers - delta.keep_first - delta.keep_last)
-        wanted = [
-            reading
-            for reading in self._sizes.readings
-            if delta.modules == "All" or reading.feed_forward == (delta.modules == "Mlp")
-        ]
-        read = sum(reading.columns**2 for reading in wanted)
-        written = sum(rows**2 for reading in wanted for rows in reading.rows)
-        numbers = read + (written if delta.initialization == "Curvature" else 0)
-        return [
-            Term(
-                what="second moments of all matrices",
-                how=f"{layers} layers × {numbers:,} × {_PER_KEPT_MOMENT} bytes",
-                bytes=layers * numbers * _PER_KEPT_MOMENT,
-            )
-        ]
-
-    def _delta(self, delta: Delta, recovery: DeltaRecovery) -> list[Term]:
-        rows, length = math.ceil(recovery.batch_size / self._workers), self.texts.train
-        kept = self._kept(Pass(rows=rows, length=length, precision=self.precision, rank=None))
-        share = 1.0 if delta.target_reduction is None else 1 - delta.target_reduction
-        return [
-            self._member("weights of the member as it was", mapped=True),
-            self._member("weights of the factored member"),
-            *self._optimized(
-                "factors", int(share * min(self._sizes.blocks, self._member_parameters)), own=False
-            ),
-            self._kept_term(kept, rows, length),
-            *self._logits(rows * length, copies=_COPIES_IMITATING),
-        ]
-
     # --- choosing, rounding and judging ---------------------------------------------------------------------
 
     def _select(self) -> list[Term]:
-        quantization = self.spec.pipeline.quantization
-        return [
-            self._weights("weights of the teacher", mapped=True),
-            self._weights("weights of a candidate", mapped=self.spec.pipeline.mlfs is None),
+        quantization, delta = self.spec.pipeline.quantization, self.spec.pipeline.delta
+        rounding = [
             *([] if quantization is None else [self._weights("the candidate with rounded weights")]),
             *self._codes(self._widths, self._sizes.parameters),
             *self._judging(self.texts.validation),
         ]
+        return [
+            self._weights("weights of the teacher", mapped=True),
+            self._weights("weights of a candidate", mapped=self.spec.pipeline.mlfs is None and delta is None),
+            *max(rounding, [] if delta is None else self._factoring(delta), key=total),
+        ]
 
     def _solve(self) -> list[Term]:
-        """GPTQ: one block after the other, all calibration texts between two blocks."""
+        """GPTQ: one block after the other, all calibration texts between two blocks; then factors are fitted anew."""
+        terms = [
+            *self._language_teacher(),
+            self._member("weights of a member", mapped=True),
+            *self._codes(self._forms, self._member_parameters),
+        ]
+        delta = self.spec.pipeline.delta
+        refit = [] if delta is None else self._measuring(delta)
+        return [*terms, *max(self._solving(), self._comparing(), refit, key=total)]
+
+    def _comparing(self) -> list[Term]:
+        """Where bits are chosen by measuring: answers of several variants at once, and those of the dense model."""
+        quantization = self.spec.pipeline.quantization
+        if quantization is None or quantization.importance not in _MEASURED:
+            return []
+        tokens = max(self.texts.calibration, self.at_once.batch_tokens)
+        states = (self._sizes.layers + 1) * tokens * self._sizes.hidden
+        return [
+            *self._logits(COMPARED_AT_ONCE, copies=_COPIES_COMPARING),
+            Term(
+                what="inputs of all layers",
+                how=f"{states:,} × {FLOAT} bytes",
+                bytes=states * FLOAT,
+            ),
+        ]
+
+    def _solving(self) -> list[Term]:
+        quantization = self.spec.pipeline.quantization
+        if quantization is None or quantization.method == "RTN":
+            return []
         widest = max(reading.columns for reading in self._sizes.readings)
-        wide, tokens = 2 * self._sizes.hidden + widest, self._sampled_tokens
+        wide = 2 * self._sizes.hidden + widest
         solving = max(
             reading.columns**2 * _PER_MOMENT + reading.columns * sum(reading.rows) * _PER_WEIGHT
             for reading in self._sizes.readings
         )
         return [
-            *self._language_teacher(),
-            self._member("weights of a member", mapped=True),
-            *self._codes(self._widths + 1, self._member_parameters),
             Term(
                 what="a block",
                 how=f"{self._sizes.block:,} × {FLOAT} bytes",
                 bytes=self._sizes.block * FLOAT,
             ),
-            Term(
-                what="calibration texts between two layers",
-                how=f"{tokens:,} tokens × {wide:,} × {FLOAT} bytes",
-                bytes=tokens * wide * FLOAT,
-            ),
+            self._calibration_texts(wide),
             Term(
                 what="second moments and their inverse",
                 how=f"{widest:,}² × {_PER_MOMENT} bytes and the matrices that are solved with them",
@@ -357,7 +268,7 @@ class _Arithmetic:
             *self._language_teacher(),
             self._member("weights of a member", mapped=True),
             self._member("the member as it ships, in float32"),
-            *self._codes(self._widths + 1, self._member_parameters),
+            *self._codes(self._forms, self._member_parameters),
             *self._judging(self.texts.validation),
         ]
 
@@ -395,59 +306,10 @@ class _Arithmetic:
 
     # --- what the terms are made of -------------------------------------------------------------------------
 
-    def _weights(self, what: str, *, mapped: bool = False) -> Term:
-        count = self._sizes.parameters
-        return Term(what=what, how=f"{count:,} × {FLOAT} bytes", bytes=count * FLOAT, mapped=mapped)
-
-    def _member(self, what: str, *, mapped: bool = False) -> Term:
-        count = self._member_parameters
-        return Term(what=what, how=f"{count:,} × {FLOAT} bytes", bytes=count * FLOAT, mapped=mapped)
-
-    def _logits(self, tokens: int, *, copies: float, pair: bool = False) -> list[Term]:
-        vocabulary = self._sizes.vocabulary
-        if vocabulary is None:
-            return []
-        if pair and self._sizes.head_has_pair:
-            copies += _COPIES_OF_A_PAIR
-        return [
-            Term(
-                what="logits",
-                how=f"{copies:g} copies × {tokens:,} tokens × {vocabulary:,} × {FLOAT} bytes",
-                bytes=int(copies * tokens * vocabulary * FLOAT),
-            )
-        ]
-
-    @cached_property
-    def _sizes(self) -> Sizes:
-        teacher = self.spec.teacher
-        return sizes_of(self.config, task=teacher.task, trust_remote_code=teacher.trust_remote_code)
-
-    @cached_property
-    def _member_parameters(self) -> int:
-        """Of the largest model that any target has room for."""
-        most = max(target.constraints.max_size_mib for target in self.spec.device_targets) * 2**20
-        quantization = self.spec.pipeline.quantization
-        least_bits = 16 if quantization is None else min(quantization.bits)
-        return min(self._sizes.parameters, math.ceil(most * 8 / least_bits))
-
-    def _kept(self, step: Pass) -> Kept:
-        teacher = self.spec.teacher
-        if step not in self.passes:
-            self.passes[step] = kept_bytes(
-                config=self.config, task=teacher.task, step=step, trust_remote_code=teacher.trust_remote_code
-            )
-        return self.passes[step]
-
     @property
     def _is_stored_in_float32(self) -> bool:
         """Otherwise the file is converted while it is loaded."""
         return self.config.dtype in (None, torch.float32)
-
-    @property
-    def _sampled_tokens(self) -> int:
-        """Of the calibration texts, with padding."""
-        length = self.texts.calibration
-        return max(1, min(self.at_once.sample_tokens // length, self.at_once.sample_rows)) * length
 
     @property
     def _widths(self) -> int:
@@ -455,8 +317,12 @@ class _Arithmetic:
         return 0 if quantization is None else len(quantization.bits)
 
     @property
-    def _workers(self) -> int:
-        return max(1, self.spec.training_workers)
+    def _forms(self) -> int:
+        """Rounded forms of a member that are there at once: at every width, and, where rounding depends on the choice
+        of bits, as chosen and as in the orders that it is compared with."""
+        quantization = self.spec.pipeline.quantization
+        alike = quantization is None or quantization.method == "RTN"
+        return self._widths + (0 if alike else 1 + self.at_once.baselines)
 
     def _train_rows(self, mlfs: Mlfs) -> int:
         return math.ceil(mlfs.batch_size / self._workers)

@@ -43,6 +43,8 @@ from ireko_trainer.quant.layout import Layout
 Measured = Literal["Sensitivity", "Search", "Interaction"]
 Importance = BlockOrder | Measured
 
+BASELINE_ORDERS: tuple[Importance, ...] = ("LIM", "Uniform", "Random", "Reverse")
+"""What the chosen bits of every member are compared with."""
 DEFAULT_GROUP = 64
 """Columns per scale where the manifest does not say; 32 where it does not divide."""
 _MEASURED: tuple[Measured, ...] = ("Sensitivity", "Search", "Interaction")
@@ -102,10 +104,7 @@ class BitPlanner:
         self._keep = keep
         self._draft = draft
         self._solved: dict[tuple[tuple[str, int], ...], QuantizedWeights] = {}
-        if quantization is not None and quantization.group_size is not None:
-            for matrix in self.layout.matrices:
-                if not matrix.table:
-                    check_group_size(matrix.module, matrix.columns, group_size=quantization.group_size)
+        require_whole_groups(self.layout, quantization)
 
     @cached_property
     def lim(self) -> dict[str, float]:
@@ -268,6 +267,15 @@ def _few(batches: Iterable[Batch], *, tokens: int) -> list[Batch]:
 def group_size(quantization: Quantization | None) -> int:
     """Columns per scale."""
     return (quantization and quantization.group_size) or DEFAULT_GROUP
+
+
+def require_whole_groups(layout: Layout, quantization: Quantization | None) -> None:
+    """Raise UserError where the manifest's groups do not divide the rows of a matrix."""
+    if quantization is None or quantization.group_size is None:
+        return
+    for matrix in layout.matrices:
+        if not matrix.table:
+            check_group_size(matrix.module, matrix.columns, group_size=quantization.group_size)
 
 
 def answer_kind(*, task: str, regression: bool) -> Kind:

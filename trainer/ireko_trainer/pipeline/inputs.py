@@ -10,12 +10,12 @@ from transformers import PretrainedConfig
 
 from ireko_api.handoff import RunRequest
 from ireko_api.spec import CompressionRunSpec, DataSource
-from ireko_trainer.data import EncodedDataset, label_space, load_data, split_holdout
+from ireko_trainer.data import EncodedDataset, label_space, load_data, load_split
 from ireko_trainer.data.questions import Question, questions_digest, read_questions
 from ireko_trainer.errors import UserError
 from ireko_trainer.evaluation import default_metric
 from ireko_trainer.evaluation.harness import require_harness
-from ireko_trainer.pipeline.bits import uniform_bits
+from ireko_trainer.pipeline.bits import require_whole_groups, uniform_bits
 from ireko_trainer.quant import describe
 from ireko_trainer.quant.checkpoint import check_storable
 from ireko_trainer.teacher import LoadedTeacher, head_labels, load_teacher, resolve
@@ -87,11 +87,19 @@ def load_inputs(
             field=f"spec.data.{name}",
         )
 
-    train = load(spec.data.train, "train")
     if spec.data.validation is not None:
-        validation = load(spec.data.validation, "validation")
+        train, validation = load(spec.data.train, "train"), load(spec.data.validation, "validation")
     else:
-        train, validation = split_holdout(data=train, percent=spec.data.holdout_percent, seed=spec.seed)
+        train, validation = load_split(
+            source=spec.data.train,
+            base_dir=base_dir,
+            tokenizer=teacher.tokenizer,
+            task=teacher.task,
+            labels=labels,
+            field="spec.data.train",
+            percent=spec.data.holdout_percent,
+            seed=spec.seed,
+        )
     calibration = train if spec.data.calibration is None else load(spec.data.calibration, "calibration")
     return Inputs(
         teacher=teacher,
@@ -154,7 +162,8 @@ def _load_teacher(
 
 
 def _require_storable(spec: CompressionRunSpec, teacher: LoadedTeacher) -> None:
-    """Say before anything is trained that no file can hold this family in few bits."""
+    """Say before anything is trained that no file can hold this family in few bits, or its rows in such groups."""
     if spec.pipeline.quantization is not None:
         layout = describe(teacher.model)
         check_storable(type(teacher.model).__name__, layout, uniform_bits(layout, bits=8))
+        require_whole_groups(layout, spec.pipeline.quantization)

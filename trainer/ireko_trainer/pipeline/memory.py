@@ -39,6 +39,7 @@ from ireko_trainer.memory import (
     size,
     table,
 )
+from ireko_trainer.pipeline.bits import BASELINE_ORDERS
 from ireko_trainer.pipeline.deltas import DELTA_ROWS
 from ireko_trainer.pipeline.inputs import Inputs, load_inputs
 from ireko_trainer.pipeline.judging import BATCH_TOKENS, SAMPLE_SIZE, SAMPLE_TOKENS
@@ -53,6 +54,7 @@ AT_ONCE = AtOnce(
     batch_tokens=BATCH_TOKENS,
     sample_rows=SAMPLE_SIZE,
     sample_tokens=SAMPLE_TOKENS,
+    baselines=len(BASELINE_ORDERS),
 )
 
 log = logging.getLogger(__name__)
@@ -170,7 +172,8 @@ def load_checked(request: RunRequest, *, cache: Path, check: MemoryCheck, family
 
 
 def _refusal(run: Run, stage: Stage, room: Room) -> str:
-    who = "a training worker" if stage.process == "worker" else "the trainer's own process"
+    elsewhere = stage.process == "worker" and run.spec.training_workers
+    who = "a training worker" if elsewhere else "the trainer's own process"
     helpful = remedies(run, stage)
     mend = f"What would help: {'; '.join(helpful)}; or more memory" if helpful else "It takes more memory"
     return (

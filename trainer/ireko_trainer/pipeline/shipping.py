@@ -14,7 +14,7 @@ import torch
 from ireko_api.handoff import REPORT_ARTIFACT_DIR, Family, Member, ModelShape, RunRequest, TeacherSummary
 from ireko_trainer.delta import delta_layers, save_quantized_delta
 from ireko_trainer.distributed import World
-from ireko_trainer.pipeline.bits import BitPlanner, Importance, answer_kind
+from ireko_trainer.pipeline.bits import BASELINE_ORDERS, BitPlanner, Importance, answer_kind
 from ireko_trainer.pipeline.checkpoints import load_model, weights_file, weights_sha256
 from ireko_trainer.pipeline.choosing import answers, device_limits, evaluation_data, judge, shape_from
 from ireko_trainer.pipeline.deltas import refit
@@ -36,8 +36,6 @@ from ireko_trainer.search.selection import Candidate, require_fit
 from ireko_trainer.serving import Bundle, log_member, write_bundle
 from ireko_trainer.tracking.journal import JOURNAL_FILE
 from ireko_trainer.tracking.runs import FamilyRun
-
-_BASELINE_ORDERS: tuple[Importance, ...] = ("LIM", "Uniform", "Random", "Reverse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +193,7 @@ def _baseline_orders(shipping: _Shipping) -> tuple[Importance, ...]:
     quantization = shipping.request.spec.pipeline.quantization
     if quantization is None:
         return ()
-    return tuple(order for order in _BASELINE_ORDERS if order != quantization.importance)
+    return tuple(order for order in BASELINE_ORDERS if order != quantization.importance)
 
 
 def _require_fit(shipping: _Shipping, limits: DeviceLimits, quantized: FinishedStage) -> None:

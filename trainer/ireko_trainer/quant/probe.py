@@ -20,6 +20,9 @@ from ireko_trainer.quant.divergence import Kind, answer, as_reference, divergenc
 from ireko_trainer.quant.grid import dequantize
 from ireko_trainer.quant.layout import block_modules, put_weight
 
+TOKENS_AT_ONCE = 4096
+"""Tokens of variants that are run together: every token of a language model has a row of logits."""
+
 Variant = Mapping[str, int]
 """Module -> width; modules left out keep the weights that the model has."""
 
@@ -38,7 +41,7 @@ class Probe:
         weights: QuantizedWeights,
         batches: Sequence[Batch],
         kind: Kind,
-        tokens_at_once: int = 4096,
+        tokens_at_once: int = TOKENS_AT_ONCE,
         on_variant: Callable[[], None] | None = None,
     ) -> None:
         self._model = model.eval()
