@@ -109,7 +109,7 @@ class Data(SpecModel):
     `train` is."""
     holdout_percent: Annotated[Integer, Field(ge=0, le=50)] = Field(default_factory=_holdout_by_default)
     """Share of `train`, in percent, that is set aside for judging. Only without `validation`, and then 10
-    unless given."""
+    unless given. For text-generation whole documents are set aside."""
     calibration: DataSource | None = None
     """The texts by which layers and matrices are ranked by importance. Without it the training texts
     serve."""

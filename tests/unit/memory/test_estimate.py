@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tests.unit.memory.conftest import AT_ONCE, MakeSpec, qwen2
@@ -116,7 +118,8 @@ def test_quantization_streams_blocks_and_holds_second_moments_of_one(make_spec: 
     assert term(stage, "a block").bytes == 4 * LAYER
     assert term(stage, "calibration texts between two layers").bytes == 32768 * (2 * H + F) * 4
     assert term(stage, "second moments and their inverse").bytes == F * F * 56 + F * H * 32
-    assert term(stage, "rounded weights").bytes == 5 * PARAMETERS
+    # At four widths, as chosen, and in the four orders that the choice is compared with.
+    assert term(stage, "rounded weights").bytes == 9 * PARAMETERS
     # Teacher and member are read from their files, and only read.
     assert stage.total - stage.needed == 2 * 4 * PARAMETERS
 
@@ -146,8 +149,32 @@ def test_deltas_hold_the_second_moments_of_all_blocks_at_once(make_spec: MakeSpe
         precision=torch.float32,
         at_once=AT_ONCE,
     )
-    moments = term(named(run, "factor"), "second moments of all matrices")
-    assert moments.bytes == (L - 2) * (H * H + F * F) * 16
+    stage = named(run, "factor")
+    assert term(stage, "second moments of all inputs").bytes == (L - 2) * (H * H + F * F) * 8
+    assert term(stage, "their roots, both ways").bytes == (L - 2) * (H * H + F * F) * 16
+    assert term(stage, "matrices in float64").bytes == (L - 2) * 3 * H * F * 8
+    assert term(stage, "a decomposition").bytes == 2 * H * F * 48
+    # Every candidate is factored before one is chosen.
+    assert term(named(run, "select"), "their roots, both ways").bytes == (L - 2) * (H * H + F * F) * 16
+
+
+def test_factors_that_train_are_not_in_the_form_that_is_stored(make_spec: MakeSpec) -> None:
+    delta = {"targetReduction": 0.19, "modules": "Attention", "recovery": {"steps": 1, "batchSize": 1}}
+    square = AutoConfig.for_model("llama", hidden_size=64, intermediate_size=32, num_hidden_layers=2)
+    spec = make_spec(pipeline={"delta": delta})
+    run = Run(
+        spec=spec,
+        config=square,
+        texts=Texts(train=16, validation=16, calibration=16),
+        precision=torch.float32,
+        at_once=AT_ONCE,
+    )
+    # Four matrices of n × n, and feed-forward parts of 1.5 n² more: 0.19 of all is 0.26 of the four.
+    share = 1 - 0.19 * (4 + 1.5) / 4
+    rank = math.ceil(64 - math.sqrt(64**2 - share * 64**2))
+    numbers = 2 * 4 * rank * 2 * 64
+    assert term(named(run, "delta"), "factors in training").bytes == 16 * numbers
+    assert numbers > share * 2 * 4 * 64**2
 
 
 def test_long_texts_of_a_classifier_cost_more_than_short_ones(make_spec: MakeSpec) -> None:

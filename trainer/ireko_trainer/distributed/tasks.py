@@ -89,7 +89,7 @@ def _on(node: str) -> Any:
 
 
 def _given_back(places: dict[ObjectRef[Any], str]) -> list[str]:
-    """Wait until a task has ended, and take the places of all that have."""
+    """Wait until a task has ended, and take its place."""
     import ray
 
     done, _ = ray.wait(list(places), num_returns=1)
