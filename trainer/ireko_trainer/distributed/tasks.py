@@ -108,6 +108,6 @@ def _result(sent: ObjectRef[Any]) -> Any:
         raise out_of_memory(error) from error
     except RayError as error:
         raise WorkersLostError(
-            f"a part of the work died {_RETRIES + 1} times on the training workers' machines; the last time: "
-            f"{last_line(error)}. Everything that was finished is kept: run the same command again to go on"
+            f"a part of the work died in each of {_RETRIES + 1} tries on the training workers' machines; the last "
+            f"time: {last_line(error)}. Everything that was finished is kept: run the same command again to go on"
         ) from error
