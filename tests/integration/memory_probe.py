@@ -36,7 +36,10 @@ from ireko_trainer.memory import AtOnce, Stage, Texts, estimate
 from ireko_trainer.mlfs import Batch, Optimization
 from ireko_trainer.pipeline.bits import BASELINE_ORDERS, BitPlanner
 
-ROWS, LENGTH, TEXTS = 8, 128, 32
+TEXTS = 32
+SIZES = {"quantize": (8, 128, 768), "factor": (4, 64, 1024), "delta": (8, 128, 768)}
+"""Texts at once, their tokens, and the intermediate size: so that what is particular to the stage is most of it."""
+ROWS, LENGTH, INTERMEDIATE = SIZES[sys.argv[1]]
 AT_ONCE = AtOnce(
     order_rows=ROWS,
     delta_rows=ROWS,
@@ -53,7 +56,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
 }
 
 
-def config(*, hidden: int = 192, intermediate: int = 768, layers: int = 3) -> PretrainedConfig:
+def config(*, hidden: int = 192, intermediate: int = INTERMEDIATE, layers: int = 3) -> PretrainedConfig:
     return AutoConfig.for_model(
         "llama",
         vocab_size=3000,

@@ -153,7 +153,7 @@ def test_deltas_hold_the_second_moments_of_all_blocks_at_once(make_spec: MakeSpe
     assert term(stage, "second moments of all inputs").bytes == (L - 2) * (H * H + F * F) * 8
     assert term(stage, "their roots, both ways").bytes == (L - 2) * (H * H + F * F) * 16
     assert term(stage, "matrices in float64").bytes == (L - 2) * 3 * H * F * 8
-    assert term(stage, "a decomposition").bytes == 2 * H * F * 48
+    assert term(stage, "a root while it is found").bytes == F * F * 64
     # Every candidate is factored before one is chosen.
     assert term(named(run, "select"), "their roots, both ways").bytes == (L - 2) * (H * H + F * F) * 16
 

@@ -20,6 +20,8 @@ _PER_COLLECTED_MOMENT = 2 * DOUBLE
 """Bytes while moments are collected: the sum and the matrix that is read off it."""
 _PER_ROOT = 2 * DOUBLE
 """Bytes of the root of a moment matrix: the factor and its inverse."""
+_PER_ROOT_FOUND = 8 * DOUBLE
+"""Bytes while such a root is found: damped, turned round, factorised, and inverted twice with what LAPACK copies."""
 _PER_DECOMPOSED = 6 * DOUBLE
 """Bytes for each weight of the matrices that are decomposed together: as they are, weighed, stacked, LAPACK's copy, and
 two factors."""
@@ -65,7 +67,8 @@ class DeltaParts(Parts):
         curved = self._written(delta) if delta.initialization == "Curvature" else 0
         readings, layers = self._factored(delta)
         weights = layers * sum(reading.columns * sum(reading.rows) for reading in readings)
-        largest = max(reading.columns * sum(reading.rows) for reading in readings) if readings else 0
+        decomposed = max((reading.columns * sum(reading.rows) for reading in readings), default=0)
+        widest = max((max(reading.columns, *reading.rows) for reading in readings), default=0)
         return [
             self._moments("second moments of all inputs", self._read(delta), DOUBLE),
             self._moments("and of all gradients", curved, DOUBLE),
@@ -75,10 +78,18 @@ class DeltaParts(Parts):
                 how=f"{weights:,} × {DOUBLE} bytes",
                 bytes=weights * DOUBLE,
             ),
-            Term(
-                what="a decomposition",
-                how=f"{largest:,} × {_PER_DECOMPOSED} bytes",
-                bytes=largest * _PER_DECOMPOSED,
+            max(
+                Term(
+                    what="a decomposition",
+                    how=f"{decomposed:,} × {_PER_DECOMPOSED} bytes",
+                    bytes=decomposed * _PER_DECOMPOSED,
+                ),
+                Term(
+                    what="a root while it is found",
+                    how=f"{widest:,}² × {_PER_ROOT_FOUND} bytes",
+                    bytes=widest**2 * _PER_ROOT_FOUND,
+                ),
+                key=lambda term: term.bytes,
             ),
         ]
 
