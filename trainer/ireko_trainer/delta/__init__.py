@@ -27,16 +27,8 @@ from ireko_trainer.delta.compress import (
 from ireko_trainer.delta.decompositions import Spread, one_by_one
 from ireko_trainer.delta.factors import Initialization, Metric, Metrics, Root, truncate
 from ireko_trainer.delta.moments import Moments, collect_moments
-from ireko_trainer.delta.plan import (
-    DeltaOptions,
-    DeltaPlan,
-    DeltaPlanner,
-    Piece,
-    check_options,
-    expected_share,
-    measured_modules,
-    plan_deltas,
-)
+from ireko_trainer.delta.options import DeltaOptions, check_options, expected_share, measured_modules
+from ireko_trainer.delta.plan import DeltaPlan, DeltaPlanner, Piece, plan_deltas
 from ireko_trainer.delta.refit import refit_deltas
 from ireko_trainer.delta.shared_layers import (
     STRUCTURE_FILE,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
 
 from transformers import PreTrainedModel
 
@@ -27,7 +26,7 @@ from ireko_trainer.delta.allocation import (
     allocate,
     at_fixed_rank,
 )
-from ireko_trainer.delta.curves import DENSE, Storage, curve, left_dense
+from ireko_trainer.delta.curves import DENSE, curve, left_dense
 from ireko_trainer.delta.decompositions import (
     Curves,
     Pair,
@@ -39,13 +38,11 @@ from ireko_trainer.delta.decompositions import (
     spread_counted,
     stack_of,
 )
-from ireko_trainer.delta.factors import Initialization, Metrics
+from ireko_trainer.delta.factors import Metrics
 from ireko_trainer.delta.moments import Moments
-from ireko_trainer.errors import UserError
-from ireko_trainer.quant import block_modules, describe
+from ireko_trainer.delta.options import DeltaOptions, check_options, eligible, unreachable
+from ireko_trainer.quant import describe
 from ireko_trainer.quant.layout import Matrix, weight_matrix
-
-Modules = Literal["All", "Mlp", "Attention"]
 
 _BASES_TRIED = 4
 """Blocks whose residuals are decomposed for each block: those with the largest cosines, and the one before it."""
@@ -54,44 +51,6 @@ _LARGEST_SET = 4
 
 _Asked = tuple[tuple[str, ...], str | None]
 """Matrices, and the one that the first of them follows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeltaOptions:
-    """What to aim for and how.
-
-    Raises:
-        ValueError: neither or both of `reduction` and `rank`.
-    """
-
-    reduction: float | None = None
-    """Share of the numbers in the blocks' matrices that is to be saved, ranks being allocated over all of them."""
-    rank: int | None = None
-    """One rank for every follower; every `span`-th block is a base."""
-    modules: Modules = "All"
-    sharing: Literal["Delta", "Basis"] = "Delta"
-    """`Delta`: c·W_base + U V. `Basis`: no base; V is shared by the same matrix of `span` blocks where that wins."""
-    coefficients: Literal["Auto", "One"] = "Auto"
-    """`One` is the paper's c = 1, with every `span`-th block as a base."""
-    initialization: Initialization = "Curvature"
-    share_inputs: bool = True
-    """Matrices that read the same input may share V."""
-    span: int = 2
-    keep_first: int = 0
-    """Blocks at the beginning that are left alone; they may serve as bases."""
-    keep_last: int = 0
-    compact: bool = True
-    multiple: int = 1
-    """Ranks are multiples of this."""
-
-    def __post_init__(self) -> None:
-        if (self.reduction is None) == (self.rank is None):
-            raise ValueError(f"exactly one of reduction and rank is needed: {self}")
-
-    @property
-    def storage(self) -> Storage:
-        """How factors are stored."""
-        return Storage(compact=self.compact, multiple=self.multiple, rank=self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,97 +138,6 @@ def plan_deltas(
     return planner.plan()
 
 
-def check_options(
-    *, model: PreTrainedModel, options: DeltaOptions, field: str = "spec.pipeline.delta"
-) -> None:
-    """Refuse what needs no measurement to be refused; `model` may live on the meta device.
-
-    Raises:
-        UserError: no such matrices, a rank above a matrix's own, or a target below the smallest factors.
-    """
-    matrices = [matrix for found in eligible(model, options).values() for matrix in found]
-    if not matrices:
-        raise UserError(
-            f"{field}: there is nothing to factor among {_wording(options)}: the model has {len(block_modules(model))} "
-            "blocks; leave fewer of them alone"
-        )
-    for matrix in matrices:
-        full = min(matrix.rows, matrix.columns)
-        if options.rank is not None and options.rank > full:
-            raise UserError(
-                f"{field}.rank: {options.rank} is above the rank of {matrix.module}, whose {matrix.rows} × "
-                f"{matrix.columns} weights have at most rank {full}; lower it"
-            )
-    if options.reduction is not None:
-        nearest = 1 - _smallest_share(model, options)
-        if options.reduction > nearest:
-            raise _unreachable(field, options, wanted=options.reduction, nearest=nearest)
-
-
-def _smallest_share(model: PreTrainedModel, options: DeltaOptions) -> float:
-    """The share of the numbers in the blocks' matrices that is left at the lowest rank of every matrix."""
-    total = sum(m.weights for found in describe(model).blocks.values() for m in found)
-    saved = 0
-    for index, matrices in enumerate(eligible(model, options).values()):
-        if options.coefficients == "One" and index % options.span == 0:
-            continue
-        for m in matrices:
-            lowest = options.storage.numbers(rows=m.rows, columns=m.columns, rank=options.multiple)
-            saved += max(0, m.weights - lowest) if options.multiple < min(m.rows, m.columns) else 0
-    return 1 - saved / total
-
-
-def _unreachable(field: str, options: DeltaOptions, *, wanted: float, nearest: float) -> UserError:
-    return UserError(
-        f"{field}.targetReduction: {wanted:g} cannot be reached by factoring {_wording(options)}; the nearest is "
-        f"{int(nearest * 1000) / 1000:g}. Lower it, or let more modules and blocks take part"
-    )
-
-
-def expected_share(*, model: PreTrainedModel, options: DeltaOptions) -> float:
-    """About which share of the numbers in the blocks' matrices will be left; `model` may live on the meta device."""
-    if options.reduction is not None:
-        return 1 - options.reduction
-    blocks = eligible(model, options)
-    total = sum(m.weights for found in describe(model).blocks.values() for m in found)
-    saved = 0
-    for index, matrices in enumerate(blocks.values()):
-        if options.sharing == "Delta" and index % options.span == 0:
-            continue
-        for m in matrices:
-            rank = min(options.rank or 1, m.rows, m.columns)
-            saved += m.weights - options.storage.numbers(rows=m.rows, columns=m.columns, rank=rank)
-    return 1 - saved / total
-
-
-def eligible(model: PreTrainedModel, options: DeltaOptions) -> dict[str, tuple[Matrix, ...]]:
-    """The matrices that may be factored, by block."""
-    layout = describe(model)
-    names = list(layout.blocks)
-    last = len(names) - options.keep_last
-    return {
-        name: tuple(m for m in layout.blocks[name] if _selected(m.module, name, options.modules))
-        for name in names[options.keep_first : last]
-    }
-
-
-def measured_modules(model: PreTrainedModel, options: DeltaOptions) -> list[str]:
-    """The layers whose moments a plan needs."""
-    return [matrix.module for matrices in eligible(model, options).values() for matrix in matrices]
-
-
-def _selected(module: str, block: str, wanted: Modules) -> bool:
-    inside = module.removeprefix(f"{block}.").lower()
-    attention = "attn" in inside or "attention" in inside
-    return wanted == "All" or attention == (wanted == "Attention")
-
-
-def _wording(options: DeltaOptions) -> str:
-    what = {"All": "all matrices", "Mlp": "feed-forward matrices", "Attention": "attention matrices"}
-    kept = options.keep_first + options.keep_last
-    return what[options.modules] + (f" with {kept} blocks left alone" if kept else "")
-
-
 class DeltaPlanner:
     """Plans for one model: what does not depend on the target is computed once. Arguments as in `plan_deltas`."""
 
@@ -314,7 +182,7 @@ class DeltaPlanner:
             return self._as_plan(allocate(self._problem, budget=self._total * (1 - wanted) - self._untouched))
         except UnreachableTargetError as error:
             nearest = 1 - (error.smallest + self._untouched) / self._total
-            raise _unreachable(self._field, self._options, wanted=wanted, nearest=nearest) from error
+            raise unreachable(self._field, self._options, wanted=wanted, nearest=nearest) from error
 
     def _as_plan(self, chosen: Sequence[Chosen]) -> DeltaPlan:
         pieces = [
