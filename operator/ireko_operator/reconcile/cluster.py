@@ -17,23 +17,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ireko_api import spec
 from ireko_api.spec import CompressionRun
 from ireko_api.status import CompressionRunStatus
 from ireko_api.validation import InvalidManifestError, parse
 from ireko_operator import tracking
 from ireko_operator.kube.cache import Cache, Snapshot
-from ireko_operator.kube.client import ConflictError, InvalidError, KubeClient, KubeError, NotFoundError
+from ireko_operator.kube.client import ConflictError, KubeClient, KubeError, NotFoundError
 from ireko_operator.kube.events import EventWriter
-from ireko_operator.kube.keys import FINALIZER, MANAGER, RUNS, Key, Kind, Pass
+from ireko_operator.kube.keys import FINALIZER, Key, Pass
 from ireko_operator.kube.objects import RunObject
-from ireko_operator.kube.refresh import refresh
 from ireko_operator.launch import Attempt
 from ireko_operator.launch.kuberay import RayJobLauncher, refusal_of
 from ireko_operator.launch.platform import Platform
 from ireko_operator.reconcile.endings import Endings
 from ireko_operator.reconcile.memory import Manifest, RunMemory
 from ireko_operator.reconcile.observe import Tracked
+from ireko_operator.reconcile.ownership import Ownership
 from ireko_operator.reconcile.plan import plan, plan_unreadable
 from ireko_operator.reconcile.state import (
     Action,
@@ -129,6 +128,7 @@ class ClusterReconciler:
     ) -> None:
         self._client = client
         self._cache = cache
+        self._ownership = Ownership(client=client, cache=cache)
         self._poll = poll
         self._platform = platform
         self._endings = endings
@@ -173,7 +173,9 @@ class ClusterReconciler:
         try:
             wrote = self._status.write(snapshot.run, scene.decision.status, memory=memory, now=now)
         except (NotFoundError, ConflictError):
-            self._look_up(snapshot.run)  # deleted, and perhaps made anew, without our having heard of it
+            self._ownership.look_up(
+                snapshot.run
+            )  # deleted, and perhaps made anew, without our having heard of it
             return Pass(changed=changed, requeue_after=_SOON)
         waits = (
             scene.decision.requeue_after,
@@ -350,9 +352,10 @@ class ClusterReconciler:
     def _perform(self, action: Action, scene: _Scene) -> None:
         match action:
             case EnsureFinalizer():
-                self._ensure_finalizer(scene.run)
+                self._ownership.hold(scene.run)
             case RemoveFinalizer():
-                self._remove_finalizer(scene.run)
+                if self._ownership.let_go(scene.run):
+                    self._count_deleted(scene.run)
             case StartAttempt(number=number, memory=pods) if pods is not None:
                 log.info("Starting attempt %d", number)
                 scene.launcher.start(number, memory=pods)
@@ -363,7 +366,7 @@ class ClusterReconciler:
                 log.info("Deleting attempt %d", number)
                 scene.launcher.delete(number)
             case DeleteRun():
-                self._delete_run(scene.run)
+                self._ownership.delete(scene.run)
             case _:
                 raise TypeError(f"{action} is no action of a run on a cluster")
 
@@ -376,65 +379,9 @@ class ClusterReconciler:
                 )
         return None
 
-    def _ensure_finalizer(self, run: RunObject) -> None:
-        body = {
-            "apiVersion": spec.API_VERSION,
-            "kind": spec.KIND,
-            "metadata": {
-                "name": run.meta.name,
-                "namespace": run.meta.namespace,
-                "uid": run.meta.uid,
-                "finalizers": [FINALIZER],
-            },
-        }
-        try:
-            answer = self._client.apply(
-                RUNS, namespace=run.meta.namespace, name=run.meta.name, body=body, manager=MANAGER
-            )
-        except (NotFoundError, ConflictError, InvalidError):
-            self._look_up(run)  # deleted meanwhile
-        else:
-            self._cache.learn(Kind.RUNS, answer)
-
-    def _remove_finalizer(self, run: RunObject) -> None:
-        at = f"/metadata/finalizers/{run.meta.finalizers.index(FINALIZER)}"
-        operations = [
-            {"op": "test", "path": "/metadata/uid", "value": run.meta.uid},
-            {"op": "test", "path": at, "value": FINALIZER},
-            {"op": "remove", "path": at},
-        ]
-        try:
-            answer = self._client.json_patch(
-                RUNS,
-                namespace=run.meta.namespace,
-                name=run.meta.name,
-                operations=operations,
-                manager=MANAGER,
-            )
-        except (NotFoundError, ConflictError, InvalidError):
-            self._look_up(run)  # gone, or somebody changed the list of finalizers
-        else:
-            self._cache.learn(Kind.RUNS, answer)
-            if run.meta.deleting is not None and not _is_over(status_in(run)):
-                self._telemetry.run_finished("Deleted", _age(run, self._clock()))
-
-    def _delete_run(self, run: RunObject) -> None:
-        log.info("Deleting the run: its time to live is over")
-        try:
-            answer = self._client.delete(
-                RUNS, namespace=run.meta.namespace, name=run.meta.name, uid=run.meta.uid
-            )
-        except (NotFoundError, ConflictError):
-            self._look_up(run)
-            return
-        if answer.get("kind") == spec.KIND:
-            self._cache.learn(Kind.RUNS, answer)
-        else:
-            self._cache.forget(Kind.RUNS, run.meta)
-
-    def _look_up(self, run: RunObject) -> None:
-        """Ask the API server for a run of which the cache has another idea."""
-        refresh(self._client, self._cache, resource=RUNS, meta=run.meta)
+    def _count_deleted(self, run: RunObject) -> None:
+        if run.meta.deleting is not None and not _is_over(status_in(run)):
+            self._telemetry.run_finished("Deleted", _age(run, self._clock()))
 
     # --- memory ---
 
