@@ -30,6 +30,8 @@ from ireko_operator.kube.keys import JOBS, Pass
 from play.world import KUBERAY_FINALIZER, World, manifest
 
 SOAK = bool(os.environ.get("IREKO_SOAK"))
+COLLECTED_SECONDS = 120.0
+"""The garbage collector of a new cluster takes half a minute to hear of a new kind, and as long to begin with it."""
 ENDED = ("Complete", "Failed", "ValidationFailed")
 LOGS = "Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 chars):\n"
 NUMBERS = itertools.count(1)
@@ -191,7 +193,7 @@ class Life(RuleBasedStateMachine):
                 self._until(lambda: self.world.status(self.name).get("phase") in ("Succeeded", "Failed"))
                 self.world.delete(self.name)
             self._until(lambda: not self._exists())
-            self.world.wait(self._nothing_is_left)
+            self.world.wait(self._nothing_is_left, seconds=COLLECTED_SECONDS)
 
     # --- how ---
 
