@@ -35,7 +35,14 @@ from ireko_trainer.delta import (
 )
 from ireko_trainer.delta.train import _gated, _set
 from ireko_trainer.mlfs import Hooks, Optimization
-from ireko_trainer.quant import ModelInMemory, QuantizedWeights, describe, fake_quantized, gptq_blocks
+from ireko_trainer.quant import (
+    GptqOptions,
+    ModelInMemory,
+    QuantizedWeights,
+    describe,
+    fake_quantized,
+    gptq_blocks,
+)
 
 Factor = Callable[..., PreTrainedModel]
 
@@ -253,6 +260,29 @@ def test_refitting_to_what_is_rounded_beats_not_refitting(
                 for name, layer in layers.items()
             )
     assert lost[True] < 0.9 * lost[False]
+
+
+@pytest.mark.parametrize(("sharing", "likeness"), [("Delta", 0.95), ("Basis", 0.0)])
+def test_blocks_that_borrow_from_others_pass_in_bfloat16(
+    texts, factored, sharing: str, likeness: float
+) -> None:
+    model = factored(likeness=likeness, reduction=0.3, sharing=sharing)
+    borrowing = [layer for layer in delta_layers(model).values() if layer.base or layer.owner is not layer]
+    assert borrowing
+    bits = {matrix.module: 4 for matrices in describe(model).blocks.values() for matrix in matrices}
+
+    found = dict(
+        gptq_blocks(
+            source=ModelInMemory(model),
+            batches=texts,
+            bits=bits,
+            group_size=32,
+            options=GptqOptions(precision=torch.bfloat16),
+        )
+    )
+
+    assert found.keys() == bits.keys()
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_a_quantized_delta_checkpoint_loads_as_it_was_judged(texts, factored, tmp_path: Path) -> None:

@@ -81,6 +81,14 @@ class DeltaLinear(nn.Module):
         if pivots is not None and lender is None:
             self.repivot(pivots)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> DeltaLinear:
+        """Convert what is borrowed, too: a copy of one block has copies of its bases, which no block of it contains."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it without types
+        for lent in self._borrowed:
+            if lent is not None:
+                lent._apply(fn, recurse)
+        return self
+
     def repivot(self, pivots: Tensor) -> None:
         """Let the identity in V lie on other inputs [n] bool; indices are cheaper than a mask in every forward pass."""
         self.pivots = pivots
