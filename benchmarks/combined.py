@@ -39,6 +39,8 @@ from decoder12 import (
     print_table,
     quality,
     report,
+    training_batches,
+    whole,
 )
 from mlfs_decoder import SHAPES
 from torch import Tensor
@@ -126,13 +128,8 @@ class Bench:
         return batches(self.texts.calibration(self.size.windows))
 
     def batch_at(self, seed: int) -> Callable[[int], Batch]:
-        """Windows of a step: a function of seed and step."""
-
-        def batch(step: int) -> Batch:
-            windows = self.texts.calibration(_WINDOWS_PER_STEP, seed=1_000_003 * (seed + 1) + step)
-            return _whole({"input_ids": windows})
-
-        return batch
+        """Windows of a step."""
+        return training_batches(self.texts, windows=_WINDOWS_PER_STEP, seed=seed)
 
     def reference(self) -> float:
         """Perplexity of decoder12."""
@@ -149,7 +146,7 @@ class Bench:
 def subnets(bench: Bench, shapes: Sequence[Shape], seed: int) -> list[PreTrainedModel]:
     """A palette distilled from decoder12, two of its subnets a step; every subnet gets its steps."""
     teacher = copy.deepcopy(bench.teacher)
-    permute_by_importance(model=teacher, batches=[_whole(batch) for batch in bench.calibration])
+    permute_by_importance(model=teacher, batches=[whole(batch) for batch in bench.calibration])
     supernet = Supernet(model=copy.deepcopy(teacher), rank=8, alpha=16.0)
     at_once = min(2, len(shapes))
     train_supernet(
@@ -204,11 +201,6 @@ def _progress(name: str) -> Hooks:
             report(f"{name}: step {step}, loss {metrics['loss']:.4f}")
 
     return Hooks(on_step=tell)
-
-
-def _whole(batch: dict[str, Tensor]) -> Batch:
-    """A batch of whole windows, none of it padding."""
-    return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
 
 # --- how they ship ------------------------------------------------------------------------------------

@@ -145,6 +145,16 @@ def batches(windows: Tensor, *, size: int = _BATCH) -> list[dict[str, Tensor]]:
     return [{"input_ids": part} for part in windows.split(size)]
 
 
+def whole(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of whole windows, none of it padding."""
+    return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+
+
+def training_batches(texts: Texts, *, windows: int, seed: int) -> Callable[[int], dict[str, Tensor]]:
+    """The batch of a step: a function of seed and step."""
+    return lambda step: whole({"input_ids": texts.calibration(windows, seed=1_000_003 * (seed + 1) + step)})
+
+
 def perplexity(model: PreTrainedModel, windows: Tensor) -> float:
     """Return exp of the mean loss per predicted token."""
     losses = []

@@ -47,6 +47,8 @@ from decoder12 import (
     print_table,
     quality,
     report,
+    training_batches,
+    whole,
 )
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -117,7 +119,7 @@ class Bench:
         model = copy.deepcopy(self.teacher)
         calibration = self.texts.calibration(self.size.calibration)
         start = time.process_time()
-        permute_by_importance(model=model, batches=[_whole(batch) for batch in batches(calibration)])
+        permute_by_importance(model=model, batches=[whole(batch) for batch in batches(calibration)])
         report(f"importance permutation: {time.process_time() - start:.1f} s")
         return model
 
@@ -126,13 +128,8 @@ class Bench:
         return math.log(quality(model, self.texts))
 
     def batch_at(self, seed: int) -> Callable[[int], Batch]:
-        """Windows of a step: a function of seed and step."""
-
-        def batch(step: int) -> Batch:
-            windows = self.texts.calibration(self.size.windows, seed=1_000_003 * (seed + 1) + step)
-            return _whole({"input_ids": windows})
-
-        return batch
+        """Windows of a step."""
+        return training_batches(self.texts, windows=self.size.windows, seed=seed)
 
     def from_texts(self, start: Start, *, seed: int) -> Curve:
         """All weights of a slice or a new model, trained on the texts alone."""
@@ -215,11 +212,6 @@ class _Watch:
             point = {"step": step, "seconds": round(seconds, 1), "loss": round(loss, 4)}
             self.curves.setdefault(name, []).append(point)
         self._measuring += time.process_time() - before
-
-
-def _whole(batch: dict[str, Tensor]) -> Batch:
-    """A batch of whole windows, none of it padding."""
-    return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
 
 def curve_rows(bench: Bench, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import torch
 from ray import cloudpickle
 
 from ireko_trainer.delta.decompositions import Pair, Single, Truncation, curves_of, factors_of
-from ireko_trainer.distributed import WorkerResources, WorkersLostError, World, run_on_workers, tasks
+from ireko_trainer.distributed import WorkerResources, WorkersLostError, World, run_on_workers
 from ireko_trainer.distributed.cluster import ray_cluster
 from ireko_trainer.distributed.tasks import RayTasks
 
@@ -104,14 +104,11 @@ def _die(_job: int) -> None:
     os._exit(1)
 
 
-def test_a_task_that_always_dies_is_a_lost_worker_and_can_go_on(
-    cluster: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "_RETRIES", 0)
+def test_a_task_that_always_dies_is_a_lost_worker_and_can_go_on(cluster: None) -> None:
     with pytest.raises(
         WorkersLostError, match=r"died in each of 1 tries .* run the same command again to go on"
     ):
-        list(RayTasks(at_once=2)(_die, [1]))
+        list(RayTasks(at_once=2, retries=0)(_die, [1]))
 
 
 def _decompose_alone(directory: str, world: World) -> None:

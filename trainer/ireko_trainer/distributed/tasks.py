@@ -20,9 +20,6 @@ from ireko_trainer.distributed.lost import WorkersLostError, last_line, out_of_m
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-_RETRIES = 3
-"""By Ray, of a task whose process or machine died; an error that the function raised is not tried again."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RayTasks:
@@ -35,13 +32,15 @@ class RayTasks:
     """
 
     at_once: int
+    retries: int = 3
+    """By Ray, of a task whose process or machine died; an error that the function raised is not tried again."""
 
     def __call__(self, function: Callable[[Job], Result], jobs: Iterable[Job], /) -> Iterator[Result]:
         """See the class."""
         import ray
 
         threads = torch.get_num_threads()
-        task = ray.remote(num_cpus=0, max_retries=_RETRIES)(_call)
+        task = ray.remote(num_cpus=0, max_retries=self.retries)(_call)
         free = _places(self.at_once, threads=threads)
         places: dict[ObjectRef[Any], str] = {}
         waiting: deque[ObjectRef[Any]] = deque()
@@ -50,13 +49,13 @@ class RayTasks:
                 while not free:
                     free += _given_back(places)
                     while waiting and waiting[0] not in places:
-                        yield _result(waiting.popleft())
+                        yield _result(waiting.popleft(), tries=self.retries + 1)
                 place = free.pop()
                 sent = task.options(scheduling_strategy=_on(place)).remote(function, job, threads)
                 places[sent] = place
                 waiting.append(sent)
             while waiting:
-                yield _result(waiting.popleft())
+                yield _result(waiting.popleft(), tries=self.retries + 1)
         finally:
             for unfinished in waiting:
                 ray.cancel(unfinished)
@@ -96,7 +95,7 @@ def _given_back(places: dict[ObjectRef[Any], str]) -> list[str]:
     return [places.pop(one) for one in done]
 
 
-def _result(sent: ObjectRef[Any]) -> Any:
+def _result(sent: ObjectRef[Any], *, tries: int) -> Any:
     import ray
     from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
@@ -108,6 +107,6 @@ def _result(sent: ObjectRef[Any]) -> Any:
         raise out_of_memory(error) from error
     except RayError as error:
         raise WorkersLostError(
-            f"a part of the work died in each of {_RETRIES + 1} tries on the training workers' machines; the last "
+            f"a part of the work died in each of {tries} tries on the training workers' machines; the last "
             f"time: {last_line(error)}. Everything that was finished is kept: run the same command again to go on"
         ) from error

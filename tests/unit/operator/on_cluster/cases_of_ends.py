@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from cluster_runs import NOW, ago, attempt, failed, record, run_with, seen, status, succeeded
-from decision_case import AWAY, DIVERGED, FINISHED, GIB, GIVEN_UP, LOST, REFUSED, SAVED, Case, start
+from decision_case import AWAY, DIVERGED, FAMILY, FINISHED, GIB, GIVEN_UP, LOST, REFUSED, SAVED, Case, start
 
 from ireko_operator.launch import Memory
 from ireko_operator.reconcile.on_cluster import DELETION_GRACE
@@ -137,42 +137,42 @@ ENDED = {
 
 FAMILIES = {
     "a family is registered": Case(
-        seen=seen(attempt=succeeded(), previous=status(record()), family="family"),  # type: ignore[arg-type]
+        seen=seen(attempt=succeeded(), previous=status(record()), family=FAMILY),
         phase="Running",
         reason="Registering",
-        does=(RegisterMembers(family="family"),),  # type: ignore[arg-type]
+        does=(RegisterMembers(family=FAMILY),),
         about=("Registered", "Unknown", "Registering"),
     ),
     "a family is registered whatever the job says": Case(
-        seen=seen(attempt=failed(), previous=status(record()), family="family"),  # type: ignore[arg-type]
+        seen=seen(attempt=failed(), previous=status(record()), family=FAMILY),
         phase="Running",
         reason="Registering",
-        does=(RegisterMembers(family="family"),),  # type: ignore[arg-type]
+        does=(RegisterMembers(family=FAMILY),),
     ),
     "a family is registered although the run is paused": Case(
         seen=seen(
             run_with(suspend=True),
             attempt=failed(),
             previous=status(record(1, "Interrupted", reason="Suspended")),
-            family="family",
+            family=FAMILY,
         ),
         phase="Running",
         reason="Registering",
-        does=(RegisterMembers(family="family"),),  # type: ignore[arg-type]
+        does=(RegisterMembers(family=FAMILY),),
     ),
     "a registration is tried again while MLflow is away": Case(
-        seen=seen(attempt=succeeded(), previous=status(record()), family="family", outage=AWAY),
+        seen=seen(attempt=succeeded(), previous=status(record()), family=FAMILY, outage=AWAY),
         phase="Running",
         reason="TrackingUnreachable",
-        does=(RegisterMembers(family="family"),),  # type: ignore[arg-type]
+        does=(RegisterMembers(family=FAMILY),),
         about=("Registered", "False", "TrackingUnreachable"),
         waits=True,
     ),
     "a refused registration is told and tried again": Case(
-        seen=seen(attempt=succeeded(), previous=status(record()), family="family", outage=REFUSED),
+        seen=seen(attempt=succeeded(), previous=status(record()), family=FAMILY, outage=REFUSED),
         phase="Running",
         reason="RegistrationFailed",
-        does=(RegisterMembers(family="family"),),  # type: ignore[arg-type]
+        does=(RegisterMembers(family=FAMILY),),
         about=("Registered", "False", "RegistrationFailed"),
         waits=True,
     ),
@@ -180,17 +180,17 @@ FAMILIES = {
         seen=seen(
             attempt=succeeded(),
             previous=status(record()),
-            family="family",
+            family=FAMILY,
             outage=replace(REFUSED, damaged=True),
         ),
         phase="Running",
         reason="BundleDamaged",
-        does=(RegisterMembers(family="family"),),  # type: ignore[arg-type]
+        does=(RegisterMembers(family=FAMILY),),
         about=("Registered", "False", "BundleDamaged"),
         waits=True,
     ),
     "a registered family is the end": Case(
-        seen=seen(attempt=succeeded(), previous=status(record()), family="family", registrations="all"),
+        seen=seen(attempt=succeeded(), previous=status(record()), family=FAMILY, registrations="all"),
         phase="Succeeded",
         reason="Complete",
         does=(RemoveFinalizer(),),
@@ -278,7 +278,7 @@ DELETIONS = {
         seen=seen(deleting=True, finalizer=False, attempt=attempt()), phase="Pending", reason="Deleting"
     ),
     "a deleted run is not registered any more": Case(
-        seen=seen(deleting=True, previous=status(record(1, "Succeeded"), phase="Running"), family="family"),
+        seen=seen(deleting=True, previous=status(record(1, "Succeeded"), phase="Running"), family=FAMILY),
         phase="Running",
         reason="Deleting",
         does=(RemoveFinalizer(),),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from cluster_runs import ago, record, status
 
-from ireko_api.handoff import Failure
+from ireko_api.handoff import Failure, Family
 from ireko_api.reasons import Reason
 from ireko_operator.launch import Memory, Trouble, WorkloadView
 from ireko_operator.reconcile.state import Action, Observed, Outage, StartAttempt
@@ -26,6 +27,9 @@ QUEUED = {**SUSPENDED, "deployment_status": ""}
 PENDING = WorkloadView(state="Pending", reason="Pending", message="Waiting for quota.")
 EVICTED = WorkloadView(state="Evicted", reason="Preempted", message="Preempted by another.")
 ADMITTED = WorkloadView(state="Admitted")
+
+FAMILY = cast("Family", "family")
+"""Stands for the family of the fixture, which a case can only name."""
 
 
 def start(number: int = 1, memory: Memory = MEMORY) -> StartAttempt:
