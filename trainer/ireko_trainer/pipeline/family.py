@@ -13,20 +13,13 @@ from ireko_api.handoff import FAILURE_FILE, Failure, RunRequest
 from ireko_trainer.distributed import World
 from ireko_trainer.errors import DivergedError, InterruptedRunError, UserError
 from ireko_trainer.mlfs import Palette, Shape, teacher_shape
-from ireko_trainer.pipeline.choosing import (
-    Chosen,
-    chosen,
-    palette_shapes,
-    palette_stage,
-    select_stage,
-    shape_entry,
-    weights_of,
-)
 from ireko_trainer.pipeline.deltas import check_delta, delta_stages
 from ireko_trainer.pipeline.files import explained_full_disk, to_json
 from ireko_trainer.pipeline.memory import MemoryCheck, load_checked
+from ireko_trainer.pipeline.palette import palette_shapes, palette_stage, shape_entry
 from ireko_trainer.pipeline.plan import meter_for
 from ireko_trainer.pipeline.precision import training_precision
+from ireko_trainer.pipeline.selection import Chosen, chosen, select_stage, weights_of
 from ireko_trainer.pipeline.stage import Part, StageRunner
 from ireko_trainer.pipeline.stop import StopFlag
 from ireko_trainer.pipeline.storage import Storage, open_storage

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ireko_api.handoff import Family, Member, RunRequest
-from ireko_trainer.pipeline.choosing import shape_from
 from ireko_trainer.pipeline.family import Trained
+from ireko_trainer.pipeline.palette import shape_from
 from ireko_trainer.report import (
     BaselineEntry,
     CandidateEntry,

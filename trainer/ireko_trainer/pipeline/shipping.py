@@ -16,13 +16,14 @@ from ireko_trainer.delta import delta_layers, save_quantized_delta
 from ireko_trainer.distributed import World
 from ireko_trainer.pipeline.bits import BASELINE_ORDERS, BitPlanner, Importance, answer_kind
 from ireko_trainer.pipeline.checkpoints import load_model, weights_file, weights_sha256
-from ireko_trainer.pipeline.choosing import answers, device_limits, evaluation_data, judge, shape_from
 from ireko_trainer.pipeline.deltas import refit
 from ireko_trainer.pipeline.family import Trained
 from ireko_trainer.pipeline.files import Json
 from ireko_trainer.pipeline.inputs import Inputs
 from ireko_trainer.pipeline.judging import AnyJudge, as_forward, sample_batches
+from ireko_trainer.pipeline.palette import device_limits, shape_from
 from ireko_trainer.pipeline.plan import meter_for
+from ireko_trainer.pipeline.quality import answers, evaluation_data, judge
 from ireko_trainer.pipeline.reporting import report_content
 from ireko_trainer.pipeline.stage import Part, StageAtWork, StageRunner
 from ireko_trainer.pipeline.stop import StopFlag
