@@ -11,7 +11,8 @@ and 4 for 3.0), as published. Measured allocations choose per matrix among 2, 3,
 * *sensitivity*: divergence with one matrix quantized, on 2,048 calibration tokens, then an exact knapsack;
 * *relinearized*: the same costs measured again around the result, and bits exchanged while the divergence falls;
 * *evolved*: EvoPress's search from there;
-* *interactions*: CoopQ's quadratic model of random orders, over blocks and the two widths.
+* *interactions*: CoopQ's quadratic model of random orders, over blocks and the two widths;
+* *sensitivity on the test*: no method but a bound, for RTN: what the first would choose if it knew the test's texts.
 
 Under GPTQ the measures use a database of every matrix at every width, and every allocation is then quantized anew from
 block to block. The last line of standard output is one JSON object. Results are kept in benchmarks/.cache.
@@ -69,6 +70,7 @@ class Size:
     seeds: tuple[int, ...] = RANDOM_SEEDS
     gptq_windows: int = 64
     measure_windows: int = 8
+    test_windows: int = 32
     rounds: int = 8
     generations: int = 30
     offspring: int = 24
@@ -80,6 +82,7 @@ QUICK = Size(
     seeds=(0,),
     gptq_windows=4,
     measure_windows=1,
+    test_windows=2,
     rounds=1,
     generations=1,
     offspring=3,
@@ -143,13 +146,23 @@ class Bench:
     @cached_property
     def costs(self) -> list[dict[int, float]]:
         """Width -> divergence of every matrix alone."""
-        probe = self.probe
         key = {**self.key, "what": "sensitivities", "windows": self.size.measure_windows, "widths": WIDTHS}
+        return self._costs(key, lambda: self.probe)
+
+    @cached_property
+    def costs_of_the_test(self) -> list[dict[int, float]]:
+        """The same on every second window of the texts that the result is measured on."""
+        windows = torch.stack([self.texts.stories[::2], self.texts.articles[::2]], dim=1).flatten(0, 1)
+        windows = windows[: self.size.test_windows]
+        key = {**self.key, "what": "sensitivities of the test", "windows": len(windows), "widths": WIDTHS}
+        return self._costs(key, lambda: self.probe_on(batches(windows)))
+
+    def _costs(self, key: Mapping[str, Any], probe: Callable[[], Probe]) -> list[dict[int, float]]:
         found = self.cache.get(
             key,
             lambda: [
                 {str(width): cost for width, cost in table.items()}
-                for table in sensitivities(probe=probe, weights=self.weights, units=self.matrices)
+                for table in sensitivities(probe=probe(), weights=self.weights, units=self.matrices)
             ],
         )
         return [{int(width): cost for width, cost in table.items()} for table in found]
@@ -282,10 +295,10 @@ def measured_rows(bench: Bench, average: float) -> list[dict[str, Any]]:
         {**key, "what": "evolved", "size": [bench.size.generations, bench.size.offspring]},
         lambda: evolved(bench, units, limit, second),
     )
-    return [
-        row(bench, average, name, [module_bits(units, bits)])
-        for name, bits in (("sensitivity", first), ("relinearized", second), ("evolved", third))
-    ]
+    named = {"sensitivity": first, "relinearized": second, "evolved": third}
+    if bench.method == "RTN":
+        named["sensitivity on the test"] = knapsack(costs=bench.costs_of_the_test, limits=[limit])
+    return [row(bench, average, name, [module_bits(units, bits)]) for name, bits in named.items()]
 
 
 def evolved(bench: Bench, units: Sequence[Unit], limit: Limit, start: Sequence[int]) -> list[int]:
