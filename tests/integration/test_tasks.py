@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +31,20 @@ def functions_of_this_file() -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(module)
 
 
+SOMEBODY_ELSES = "127.0.0.1:6379"
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with ray_cluster(cpus=1, gpus=0):
-        yield
+    """A cluster of these tests, on a machine on which somebody else seems to have typed `ray start`."""
+    # Not pytest's directory: Ray's sockets lie below it, and a socket's path is short.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-") as temporary:
+        patch.setenv("RAY_TMPDIR", temporary)
+        latest = Path(temporary) / "ray" / "ray_current_cluster"
+        latest.parent.mkdir()
+        latest.write_text(SOMEBODY_ELSES)
+        with ray_cluster(cpus=1, gpus=0):
+            yield
 
 
 def matrices(count: int) -> list[torch.Tensor]:
@@ -53,6 +64,10 @@ def test_results_are_those_of_map_to_the_bit_and_in_its_order(cluster: None) -> 
     for here, there in zip(map(factors_of, cuts), spread(factors_of, iter(cuts)), strict=True):
         assert torch.equal(here[0], there[0])
         assert torch.equal(here[1], there[1])
+
+
+def test_a_cluster_that_somebody_else_started_is_left_alone(cluster: None) -> None:
+    assert ray.get_runtime_context().gcs_address != SOMEBODY_ELSES
 
 
 def _crowd(directory: Path) -> int:

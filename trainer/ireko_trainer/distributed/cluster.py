@@ -76,7 +76,13 @@ def _start() -> None:
     for left in reversed(range(_START_TRIES)):
         try:
             # Without a dashboard Ray Train's helpers complain once a second; workers keep logs of their own.
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            # "local": a cluster that somebody began with `ray start` on this machine is not ours to use.
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         except Exception as error:  # Ray raises this one as a bare Exception
             if _START_TIMED_OUT not in str(error):
                 raise
