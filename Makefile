@@ -4,6 +4,8 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Test files run at the same time: most of an integration test's time is a process that starts.
+AT_ONCE ?= 2
 
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
@@ -46,11 +48,11 @@ check: $(READY) ## Lint, formatting, types, import contracts.
 
 unit: $(READY)
 	@echo "==> Unit tests"
-	@$(BIN)/python -m pytest tests/unit -q
+	@$(BIN)/python -m pytest tests/unit -q -n $(AT_ONCE) --dist loadfile
 
 integration: $(READY)
 	@echo "==> Integration tests: real MLflow, real Ray, killed runs"
-	@$(BIN)/python -m pytest tests/integration -q --ignore=tests/integration/run/test_run_cluster.py
+	@$(BIN)/python -m pytest tests/integration -q -n $(AT_ONCE) --dist loadfile --ignore=tests/integration/run/test_run_cluster.py
 
 ray-cluster: $(READY) ## A run on a Ray cluster of several nodes of this machine, disturbed.
 	@$(BIN)/python -m pytest tests/integration/run/test_run_cluster.py -q

@@ -81,7 +81,7 @@ from ireko_trainer.quant import describe, save_quantized, stored_size
 
 MIB = 2**20
 BUDGETS = (2.2, 1.7, 1.4, 1.15)
-"""MiB. The whole decoder takes 9.2 in float16 and 1.4002 at 2 bits everywhere: the last is below what bits alone reach."""
+"""MiB. The whole decoder takes 9.2 in float16 and 1.4002 at 2 bits everywhere: bits alone do not reach the last."""
 TOLERANCE = 1.001
 """How far above a budget the smallest file of bits alone counts as within it."""
 ALONE = {
