@@ -2,6 +2,7 @@
 
     python benchmarks/bits_decoder.py                  # half an hour on a free core; goes on where it was stopped
     python benchmarks/bits_decoder.py --methods RTN    # a third of it
+    python benchmarks/bits_decoder.py --main --windows 585    # what the goals compare, on 18 times the texts
     python benchmarks/bits_decoder.py --quick          # one average, few tokens: checks that it runs
 
 Perplexity by the protocol of `decoder12.py`; average bits are code bits (float16 scales of groups of 64 add 0.25);
@@ -30,6 +31,7 @@ from typing import Any, Literal
 
 import torch
 from decoder12 import (
+    WINDOWS,
     Cache,
     Texts,
     batches,
@@ -98,6 +100,8 @@ class Bench:
     size: Size
     cache: Cache
     texts: Texts
+    main_only: bool = False
+    """Leave out the orders that no goal is about."""
     model: PreTrainedModel = field(default_factory=load_decoder)
 
     def __post_init__(self) -> None:
@@ -151,10 +155,13 @@ class Bench:
 
     @cached_property
     def costs_of_the_test(self) -> list[dict[int, float]]:
-        """The same on every second window of the texts that the result is measured on."""
-        windows = torch.stack([self.texts.stories[::2], self.texts.articles[::2]], dim=1).flatten(0, 1)
-        windows = windows[: self.size.test_windows]
+        """The same on windows of the texts that the result is measured on."""
+        each = self.size.test_windows // 2
+        step = len(self.texts.stories) // each
+        windows = torch.stack([self.texts.stories[::step][:each], self.texts.articles[::step][:each]], dim=1)
+        windows = windows.flatten(0, 1)
         key = {**self.key, "what": "sensitivities of the test", "windows": len(windows), "widths": WIDTHS}
+        key |= {"of": len(self.texts.stories)}
         return self._costs(key, lambda: self.probe_on(batches(windows)))
 
     def _costs(self, key: Mapping[str, Any], probe: Callable[[], Probe]) -> list[dict[int, float]]:
@@ -170,7 +177,7 @@ class Bench:
     def measure(self, bits: Mapping[str, int]) -> float:
         """Perplexity with these bits per module; measured once."""
         key = {**self.key, "what": "perplexity", "bits": [bits[name] for name in self.modules]}
-        return float(self.cache.get(key, lambda: self._measure(bits)))
+        return float(self.cache.get({**key, **self._measured_on}, lambda: self._measure(bits)))
 
     def _measure(self, bits: Mapping[str, int]) -> float:
         if self.method == "RTN":
@@ -199,7 +206,14 @@ class Bench:
 
     def reference(self) -> float:
         """Perplexity of the unquantized model."""
-        return float(self.cache.get({"what": "reference"}, lambda: quality(self.model, self.texts)))
+        key = {"what": "reference", **self._measured_on}
+        return float(self.cache.get(key, lambda: quality(self.model, self.texts)))
+
+    @property
+    def _measured_on(self) -> dict[str, int]:
+        """Part of the key of a result: nothing for the protocol's own texts."""
+        windows = len(self.texts.stories)
+        return {} if windows == WINDOWS else {"windows": windows}
 
 
 # --- orders of blocks -----------------------------------------------------------------------------
@@ -231,8 +245,11 @@ def order_rows(bench: Bench, average: float) -> list[dict[str, Any]]:
         ),
     )
     seeds = bench.size.seeds
+    found = [row(bench, average, "LIM", [by("LIM", scores)])]
+    if bench.main_only:
+        return found
     return [
-        row(bench, average, "LIM", [by("LIM", scores)]),
+        *found,
         row(bench, average, "ZD", [by("ZD", zd(model=bench.model))]),
         row(bench, average, "reverse LIM", [by("Reverse", scores)]),
         row(bench, average, "random", [by("Random", seed=seed) for seed in seeds]),
@@ -296,7 +313,7 @@ def measured_rows(bench: Bench, average: float) -> list[dict[str, Any]]:
         lambda: evolved(bench, units, limit, second),
     )
     named = {"sensitivity": first, "relinearized": second, "evolved": third}
-    if bench.method == "RTN":
+    if bench.method == "RTN" and not bench.main_only:
         named["sensitivity on the test"] = knapsack(costs=bench.costs_of_the_test, limits=[limit])
     return [row(bench, average, name, [module_bits(units, bits)]) for name, bits in named.items()]
 
@@ -394,6 +411,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="little of everything; proves nothing")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--methods", nargs="+", choices=["RTN", "GPTQ"], default=["RTN", "GPTQ"])
+    parser.add_argument(
+        "--windows", type=int, default=WINDOWS, help="of each kind to measure on (default 32)"
+    )
+    parser.add_argument("--main", action="store_true", help="only what the goals compare")
     parser.add_argument("--averages", nargs="+", type=float, choices=sorted(LEVELS), default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -401,10 +422,11 @@ def main() -> None:
     if arguments.averages:
         size = Size(**{**vars(size), "averages": tuple(arguments.averages)})
     cache = Cache("bits-decoder-quick" if arguments.quick else "bits-decoder")
-    texts = load_texts()
+    texts = load_texts(windows=arguments.windows)
     rows: list[dict[str, Any]] = []
     for method in arguments.methods:
-        rows += run(Bench(method=method, size=size, cache=cache, texts=texts))
+        bench = Bench(method=method, size=size, cache=cache, texts=texts, main_only=arguments.main)
+        rows += run(bench)
     reached = goals(rows)
     print_table("Perplexity", rows)
     print_table("Goals", reached)

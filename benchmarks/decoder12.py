@@ -68,8 +68,8 @@ def load_decoder() -> PreTrainedModel:
     return model.eval()
 
 
-def load_texts() -> Texts:
-    """Tokenize the test data."""
+def load_texts(*, windows: int = WINDOWS) -> Texts:
+    """Tokenize the test data; `windows` of each kind are what quality is measured on."""
     tokenizer = AutoTokenizer.from_pretrained(model_directory())
     text = (_DATA / "text" / "tinystories" / "tinystories_sample.txt").read_text()
     stories = [story.strip() for story in text.split("<|endoftext|>") if story.strip()]
@@ -81,8 +81,8 @@ def load_texts() -> Texts:
         return torch.tensor([token for row in rows for token in (tokenizer.bos_token_id, *row)])
 
     return Texts(
-        stories=_even_windows(tokens(stories[-HELD_OUT_STORIES:])),
-        articles=_even_windows(tokens(articles)),
+        stories=_even_windows(tokens(stories[-HELD_OUT_STORIES:]), windows),
+        articles=_even_windows(tokens(articles), windows),
         calibration_stories=tokens(stories[:-HELD_OUT_STORIES]),
         calibration_articles=tokens(_until(prefix, _CALIBRATION_CHARACTERS)),
     )
@@ -188,7 +188,9 @@ def _until(documents: list[str], characters: int) -> list[str]:
     return kept
 
 
-def _even_windows(tokens: Tensor) -> Tensor:
-    """`WINDOWS` of the windows that the text divides into, the first and the last among them."""
+def _even_windows(tokens: Tensor, wanted: int) -> Tensor:
+    """`wanted` of the windows that the text divides into, the first and the last among them."""
     count = len(tokens) // WINDOW
-    return tokens[: count * WINDOW].view(count, WINDOW)[torch.linspace(0, count - 1, WINDOWS).long()]
+    if wanted > count:
+        sys.exit(f"{wanted} windows are wanted, and the text has {count}")
+    return tokens[: count * WINDOW].view(count, WINDOW)[torch.linspace(0, count - 1, wanted).long()]
