@@ -22,11 +22,11 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-_problems, _manifests = _load("test_problems"), _load("conftest")
+_problems, _rules, _manifests = _load("test_problems"), _load("test_rules"), _load("conftest")
 
 MINIMAL: Manifest = _manifests.MINIMAL
 FORM: list[tuple[str, str, str]] = _problems.FORM
-RULES: list[tuple[dict[str, Any], str, str]] = _problems.RULES
+RULES: list[tuple[dict[str, Any], str, str]] = _rules.RULES
 WHOLE: str = _problems.WHOLE
 ABSENT: object = _manifests.ABSENT
 edited = cast("Callable[[Manifest, dict[str, Any]], Manifest]", _manifests.edited)
